@@ -1,0 +1,38 @@
+"""What any network needs: layers with hand-written backward passes, on NumPy or CuPy.
+
+Arrays are channels-last, (N, H, W, C); state dicts speak torchvision's names and layouts. See ``nn.module`` for the
+contract of a layer and ``nn.reference`` for each layer in plain loops.
+"""
+
+from nn.activation import LeakyReLU, ReLU
+from nn.backend import BackendError, array_module, to_numpy
+from nn.batchnorm import BatchNorm2d
+from nn.conv import Conv2d
+from nn.linear import Flatten, Linear
+from nn.loss import SoftmaxCrossEntropy
+from nn.module import Buffer, Module, Parameter, Sequential
+from nn.optim import SGD, Adam
+from nn.pooling import GlobalAvgPool2d, MaxPool2d
+from nn.residual import Add
+
+__all__ = [
+    "SGD",
+    "Adam",
+    "Add",
+    "BackendError",
+    "BatchNorm2d",
+    "Buffer",
+    "Conv2d",
+    "Flatten",
+    "GlobalAvgPool2d",
+    "LeakyReLU",
+    "Linear",
+    "MaxPool2d",
+    "Module",
+    "Parameter",
+    "ReLU",
+    "Sequential",
+    "SoftmaxCrossEntropy",
+    "array_module",
+    "to_numpy",
+]

@@ -1,0 +1,1 @@
+"""ResNets, masks on faces, training and evaluation: what is built from :mod:`nn`."""
