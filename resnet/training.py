@@ -1,0 +1,548 @@
+"""Training: from a configuration to a run folder with a network that recognises people.
+
+    prepare  faces, split, masks, network, optimiser, schedule   -> Training
+    fit      epoch after epoch of steps, tested after each         -> metrics.csv
+    finish   weights, curves, pictures of predictions, table       -> the rest of the run folder
+
+A step is: pictures to the device, forward, loss, backward, optimiser. On a GPU nothing in it waits for the device; losses
+are read in bunches, when the progress bar shows them.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import platform
+import time
+import tracemalloc
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from nn import SGD, SoftmaxCrossEntropy
+from nn.backend import Array, array_module, choose_backend, load_backend, synchronize, to_backend, to_numpy
+from nn.checkpoint import save_weights, write_atomically
+from nn.profile import note_kept, record_layers, time_table
+from nn.schedule import make_schedule
+from resnet.baselines import evaluate_baselines
+from resnet.config import TrainingConfig
+from resnet.data import Faces, load_faces
+from resnet.data.augment import Augmentation
+from resnet.data.batches import TrainingBatches, masked_copies, prefetch, to_network_input
+from resnet.data.faces import split_by_person
+from resnet.evaluation import rank_k_accuracy
+from resnet.models import ResNet, make_model
+from resnet.report import draw_curves, draw_predictions, results_table
+
+SECONDS_BETWEEN_READINGS = 0.5  # of losses from the device, for the progress bar
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says at which step and what to try."""
+
+
+@dataclass(frozen=True)
+class EpochMetrics:
+    """A row of ``metrics.csv``. Accuracies are rank-1, from 0 to 1; the last two columns are times.
+
+    Attributes:
+        epoch: from 1 on.
+        steps: training steps so far.
+        learning_rate: of the epoch's last step.
+        train_loss: mean over the epoch's pictures, while training.
+        train_accuracy: likewise, on the augmented and partly masked training pictures.
+        clean_accuracy: on the test photographs after the epoch.
+        masked_accuracy: on the test photographs with masks drawn on.
+        pictures_per_second: trained.
+        seconds: since the start.
+    """
+
+    epoch: int
+    steps: int
+    learning_rate: float
+    train_loss: float
+    train_accuracy: float
+    clean_accuracy: float
+    masked_accuracy: float
+    pictures_per_second: float
+    seconds: float
+
+
+class Trainer:
+    """A network, its loss, its optimiser and its schedule: everything that a step changes or needs.
+
+    Args:
+        model: on its device already.
+        config: settings.
+        total_steps: of the whole training, for the schedule.
+    """
+
+    def __init__(self, model: ResNet, config: TrainingConfig, total_steps: int) -> None:
+        self.model = model
+        self.loss = SoftmaxCrossEntropy(config.label_smoothing)
+        self.optimizer = SGD(
+            model.named_parameters(),
+            momentum=config.momentum,
+            nesterov=config.momentum > 0,
+            weight_decay=config.weight_decay,
+            decay_all=False,
+        )
+        self.schedule = make_schedule(config.schedule, config.learning_rate, total_steps, config.warm_up)
+        self.steps = 0
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate of the next step."""
+        return self.schedule(self.steps)
+
+    def step(self, x: NDArray[np.float32], labels: NDArray[np.int64]) -> tuple[Array, Array]:
+        """Train on one batch.
+
+        Args:
+            x: (N, H, W, C) on the CPU.
+            labels: (N,) on the CPU.
+
+        Returns:
+            the mean loss and the number of right answers before the step, 0-d arrays on the device.
+        """
+        xp = array_module(self.model.fc.weight.data)
+        self.model.zero_grad()
+        logits = self.model(xp.asarray(x))  # (N, K)
+        loss = self.loss(logits, labels)
+        self.model.backward(self.loss.backward())
+        self.optimizer.step(self.learning_rate)
+        self.steps += 1
+        return loss, (logits.argmax(axis=1) == xp.asarray(labels)).sum()
+
+
+class Meter:
+    """Collects losses and right answers on the device, and reads them in bunches.
+
+    Reading makes a GPU's queue run empty, so it is not done in every step. No step is lost: a loss that is not finite
+    is found at the next reading and reported with its own step.
+    """
+
+    def __init__(self, first_step: int) -> None:
+        self.losses: list[float] = []
+        self.right = self.pictures = 0
+        self._first_step, self._sizes = first_step, list[int]()
+        self._pending: list[tuple[Array, Array]] = []
+
+    def add(self, loss: Array, right: Array, pictures: int) -> None:
+        """Take in what a step returned."""
+        self._pending.append((loss, right))
+        self._sizes.append(pictures)
+
+    def read(self) -> None:
+        """Fetch what is pending.
+
+        Raises:
+            TrainingError: a loss was not finite.
+        """
+        if not self._pending:
+            return
+        xp = array_module(self._pending[0][0])
+        self.losses += to_numpy(xp.stack([loss for loss, _ in self._pending])).tolist()
+        self.right += int(to_numpy(xp.stack([right for _, right in self._pending])).sum())
+        self.pictures = sum(self._sizes)
+        self._pending = []
+        for number, loss in enumerate(self.losses):
+            if not math.isfinite(loss):
+                raise TrainingError(
+                    f"the loss became {loss} at step {self._first_step + number + 1}. Try a lower --learning-rate, "
+                    "some --warm-up steps, or more --label-smoothing; check the pictures with --profile or "
+                    "--overfit-one-batch"
+                )
+
+    @property
+    def loss(self) -> float:
+        """Mean loss over the pictures read so far."""
+        sizes = self._sizes[: len(self.losses)]
+        return float(np.dot(self.losses, sizes) / sum(sizes))
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers so far."""
+        return self.right / self.pictures
+
+
+@dataclass
+class Training:
+    """A training ready to start: configuration, data, network."""
+
+    config: TrainingConfig
+    backend: str
+    train_faces: Faces
+    tests: dict[str, Faces]  # "clean" and "masked"
+    model: ResNet
+    mean: list[float]  # a number a channel, of the training pictures, 0 black to 1 white
+    std: list[float]
+
+    @cached_property
+    def batches(self) -> TrainingBatches:
+        """The training batches of all epochs."""
+        return TrainingBatches(
+            self.train_faces,
+            self.config.batch_size,
+            pictures_per_epoch=self.config.repeats * len(self.train_faces),
+            mask_probability=self.config.mask_probability,
+            augmentation=Augmentation(),
+            seed=self.config.seed,
+            mean=self.mean,
+            std=self.std,
+        )
+
+    @cached_property
+    def trainer(self) -> Trainer:
+        """Network, loss, optimiser and schedule."""
+        return Trainer(self.model, self.config, self.config.epochs * len(self.batches))
+
+    def scores(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return the network's logits for pictures uint8 (N, H, W, C): float32 (N, K) on the CPU."""
+        return predict(self.model, pictures, self.mean, self.std, self.config.batch_size)
+
+    def test(self) -> dict[str, float]:
+        """Return the rank-1 accuracy on each test set."""
+        return {name: rank_k_accuracy(self.scores(t.pictures), t.labels) for name, t in self.tests.items()}
+
+
+def predict(
+    model: ResNet, pictures: NDArray[np.uint8], mean: list[float], std: list[float], batch_size: int = 32
+) -> NDArray[np.float32]:
+    """Run a network over pictures with its running statistics, keeping nothing for backward.
+
+    Args:
+        model: on any device; its state (training or not) is as before afterwards.
+        pictures: uint8 (N, H, W, C).
+        mean, std: normalisation, a number a channel.
+        batch_size: pictures at a time.
+
+    Returns:
+        logits, float32 (N, K), on the CPU.
+    """
+    was_training = model.training
+    xp = array_module(model.fc.weight.data)
+    model.inference()
+    parts = [
+        model(xp.asarray(to_network_input(pictures[start : start + batch_size], mean, std)))
+        for start in range(0, len(pictures), batch_size)
+    ]
+    if was_training:
+        model.train()
+    else:
+        model.eval()
+    return to_numpy(xp.concatenate(parts))  # (N, K)
+
+
+def prepare(config: TrainingConfig) -> Training:
+    """Load faces, split them, draw the test masks and build the network.
+
+    The split is by photograph and comes before any mask is drawn: no photograph is in both sets, masked or not.
+
+    Raises:
+        ValueError: faces or settings that cannot be used.
+        BackendError: the wanted backend cannot be used here.
+    """
+    backend = choose_backend(config.backend)
+    faces = load_faces(config.data, config.data_dir, config.image_size, bad_pictures=config.bad_pictures)
+    train, test = split_by_person(faces.labels, config.test_share, rng=np.random.default_rng([config.seed, 0]))
+    train_faces, test_faces = faces.take(train), faces.take(test)
+    scaled = train_faces.pictures / 255.0
+    model = make_model(
+        config.arch,
+        len(faces.people),
+        faces.pictures.shape[3],
+        activation=config.activation,
+        negative_slope=config.negative_slope,
+        stem=config.stem,
+        rng=np.random.default_rng([config.seed, 1]),
+    )
+    return Training(
+        config=config,
+        backend=backend,
+        train_faces=train_faces,
+        tests={"clean": test_faces, "masked": masked_copies(test_faces, config.seed)},
+        model=model.to(backend),
+        mean=scaled.mean(axis=(0, 1, 2)).tolist(),  # (N, H, W, C) -> (C,)
+        std=np.maximum(scaled.std(axis=(0, 1, 2)), 1e-3).tolist(),  # pictures all of one grey have no spread
+    )
+
+
+def run(config: TrainingConfig, *, quiet: bool = False) -> Path:
+    """Train and write a run folder. Ctrl-C ends the training early and finishes the folder with what was learned.
+
+    Args:
+        config: settings.
+        quiet: print nothing.
+
+    Returns:
+        the run folder.
+
+    Raises:
+        ValueError, BackendError: as :func:`prepare`.
+        OSError: the run folder cannot be written, or holds a run already.
+        TrainingError: the loss became infinite or not a number; ``metrics.csv`` has the epochs until then.
+    """
+    training = prepare(config)
+    folder = make_run_folder(config)
+    say = (lambda *words: None) if quiet else tqdm.write
+    say(describe(training))
+    _write_config(folder, training)
+    history: list[EpochMetrics] = []
+    try:
+        for metrics in fit(training, quiet=quiet):
+            history.append(metrics)
+            _append_metrics(folder, metrics)
+            say(epoch_line(metrics, config.epochs))
+    except KeyboardInterrupt:
+        say(f"\ninterrupted after {training.trainer.steps} steps: keeping what was learned so far")
+    finish(training, history, folder, say)
+    return folder
+
+
+def fit(training: Training, *, quiet: bool = False) -> Iterator[EpochMetrics]:
+    """Train epoch after epoch; yield what each brought.
+
+    Raises:
+        TrainingError: the loss became infinite or not a number.
+    """
+    config, batches = training.config, training.batches
+    start = time.perf_counter()
+    total = config.epochs * batches.pictures_per_epoch
+    with tqdm(total=total, unit=" pictures", disable=True if quiet else None, leave=False) as bar:
+        for epoch in range(1, config.epochs + 1):
+            epoch_start = time.perf_counter()
+            bar.set_description(f"epoch {epoch}/{config.epochs}")
+            meter = _train_epoch(training, epoch, bar)
+            pictures_per_second = meter.pictures / (time.perf_counter() - epoch_start)
+            accuracy = training.test()
+            yield EpochMetrics(
+                epoch=epoch,
+                steps=training.trainer.steps,
+                learning_rate=training.trainer.schedule(training.trainer.steps - 1),
+                train_loss=meter.loss,
+                train_accuracy=meter.accuracy,
+                clean_accuracy=accuracy["clean"],
+                masked_accuracy=accuracy["masked"],
+                pictures_per_second=pictures_per_second,
+                seconds=time.perf_counter() - start,
+            )
+
+
+def _train_epoch(training: Training, epoch: int, bar: Any) -> Meter:
+    """Train on every batch of one epoch, showing the progress."""
+    trainer = training.trainer
+    meter = Meter(trainer.steps)
+    training.model.train()
+    last_reading = time.perf_counter()
+    for x, labels in prefetch(training.batches.epoch(epoch - 1)):
+        learning_rate = trainer.learning_rate
+        loss, right = trainer.step(x, labels)
+        meter.add(loss, right, len(labels))
+        if time.perf_counter() - last_reading > SECONDS_BETWEEN_READINGS:
+            meter.read()
+            last_reading = time.perf_counter()
+            shown = f"loss {meter.loss:.3f}, accuracy {100 * meter.accuracy:.1f} %, lr {learning_rate:.4f}"
+            bar.set_postfix_str(shown, refresh=False)
+        bar.update(len(labels))
+    meter.read()
+    return meter
+
+
+def finish(training: Training, history: list[EpochMetrics], folder: Path, say: Any) -> None:
+    """Write weights, curves and predictions, and print the table of results.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    save_weights(folder / "model.safetensors", training.model.state_dict(), model_metadata(training))
+    draw_curves(history, folder / "curves.png")
+    masked = training.tests["masked"]
+    draw_predictions(masked, training.scores(masked.pictures), folder / "predictions.png")
+    train_masked = masked_copies(training.train_faces, training.config.seed + 1)  # other masks than the test's
+    gallery = join(training.train_faces, train_masked)
+    name = training.config.arch + (" LeakyReLU" if training.config.activation == "leaky_relu" else " ReLU")
+    rows = evaluate_baselines(gallery, training.tests) | {name: training.test()}
+    write_atomically(folder / "results.json", json.dumps(rows, indent=2).encode())
+    say(results_table(rows, len(masked), len(training.train_faces)))
+    say("written: " + ", ".join(str(path) for path in sorted(folder.iterdir())))
+
+
+def join(first: Faces, second: Faces) -> Faces:
+    """Return the pictures of both sets, of the same people, as one set."""
+    return Faces(
+        pictures=np.concatenate([first.pictures, second.pictures]),  # (N, H, W, C) and (M, H, W, C) -> (N + M, …)
+        labels=np.concatenate([first.labels, second.labels]),
+        people=first.people,
+        files=first.files + second.files,
+        points=first.points,
+    )
+
+
+def make_run_folder(config: TrainingConfig) -> Path:
+    """Create the run folder: the one asked for, or the next free number under ``runs/``.
+
+    Raises:
+        OSError: it cannot be created.
+        ValueError: it holds a run already, which nothing shall overwrite.
+    """
+    if config.run_dir is None:
+        parent = Path("runs")
+        taken = [int(path.name) for path in parent.glob("[0-9]*") if path.name.isdigit()] if parent.is_dir() else []
+        folder = parent / f"{max(taken, default=0) + 1:03d}"
+    else:
+        folder = Path(config.run_dir)
+    if (folder / "config.json").exists():
+        raise ValueError(f"{folder} holds a run already: choose another folder with --run-dir, or remove it")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "metrics.csv", (",".join(EpochMetrics.__dataclass_fields__) + "\n").encode())
+    except OSError as error:
+        raise OSError(
+            f"cannot write the run folder {folder} ({error.strerror}): choose another with --run-dir"
+        ) from error
+    return folder
+
+
+def describe(training: Training) -> str:
+    """Return in a few lines what is about to be trained on what."""
+    config, faces = training.config, training.train_faces
+    height, width, channels = faces.pictures.shape[1:]
+    lines = [
+        f"{len(faces.people)} people, {len(faces)} photographs to train on, {len(training.tests['clean'])} to test, "
+        f"{height}x{width} {'grey' if channels == 1 else 'colour'}",
+        *(f"note: {note}" for note in faces.notes),
+        f"{config.arch} ({config.activation}), {training.model.count_parameters():,} parameters, on {training.backend}; "
+        f"{config.epochs} epochs of {len(training.batches)} steps",
+    ]
+    return "\n".join(lines)
+
+
+def epoch_line(metrics: EpochMetrics, epochs: int) -> str:
+    """Return an epoch's metrics in one line."""
+    left = metrics.seconds / metrics.epoch * (epochs - metrics.epoch)
+    return (
+        f"epoch {metrics.epoch:3d}/{epochs}  loss {metrics.train_loss:.3f}  train {100 * metrics.train_accuracy:5.1f} %  "
+        f"clean {100 * metrics.clean_accuracy:5.1f} %  masked {100 * metrics.masked_accuracy:5.1f} %  "
+        f"lr {metrics.learning_rate:.5f}  {metrics.pictures_per_second:.0f} pictures/s  {left:.0f} s left"
+    )
+
+
+def model_metadata(training: Training) -> dict[str, str]:
+    """Return what one must know to use the weights: network, people, size and normalisation, each as JSON."""
+    config = training.config
+    facts = {
+        "arch": config.arch,
+        "stem": config.stem,
+        "activation": config.activation,
+        "negative_slope": config.negative_slope,
+        "image_size": config.image_size,
+        "channels": training.train_faces.pictures.shape[3],
+        "mean": training.mean,
+        "std": training.std,
+        "people": list(training.train_faces.people),
+    }
+    return {name: json.dumps(value) for name, value in facts.items()}
+
+
+def _write_config(folder: Path, training: Training) -> None:
+    facts = {
+        "settings": asdict(training.config),
+        "backend": training.backend,
+        "mean": training.mean,
+        "std": training.std,
+        "people": len(training.train_faces.people),
+        "train_files": list(training.train_faces.files),
+        "test_files": list(training.tests["clean"].files),
+        "notes": list(training.train_faces.notes),
+        "versions": {"python": platform.python_version(), "numpy": np.__version__},
+        "machine": platform.platform(),
+    }
+    write_atomically(folder / "config.json", json.dumps(facts, indent=2).encode())
+
+
+def _append_metrics(folder: Path, metrics: EpochMetrics) -> None:
+    with open(folder / "metrics.csv", "a", newline="") as file:
+        csv.writer(file).writerow(
+            value if isinstance(value, int) else f"{value:.6f}" for value in asdict(metrics).values()
+        )
+
+
+def overfit_one_batch(config: TrainingConfig, steps: int = 60) -> tuple[float, float]:
+    """Train on one batch again and again: a network that cannot learn 32 pictures by heart has a bug.
+
+    Without masks, augmentation, label smoothing and schedule; prints a line every tenth step.
+
+    Args:
+        config: settings; learning rate, batch size and network count.
+        steps: how often.
+
+    Returns:
+        loss and accuracy at the end.
+
+    Raises:
+        ValueError, BackendError, TrainingError: as :func:`run`.
+    """
+    training = prepare(config)
+    trainer = training.trainer
+    trainer.loss = SoftmaxCrossEntropy()
+    trainer.schedule = make_schedule("cosine", config.learning_rate / 2, steps, warm_up_steps=5)
+    rng = np.random.default_rng([config.seed, 2])
+    chosen = training.train_faces.take(rng.permutation(len(training.train_faces))[: config.batch_size])
+    x = to_network_input(chosen.pictures, training.mean, training.std)
+    print(describe(training))
+    for step in range(1, steps + 1):
+        meter = Meter(step - 1)
+        meter.add(*trainer.step(x, chosen.labels), len(chosen))
+        meter.read()
+        if step % 10 == 0 or step == 1:
+            print(f"step {step:3d}  loss {meter.loss:.4f}  accuracy {100 * meter.accuracy:5.1f} %")
+    return meter.loss, meter.accuracy
+
+
+def profile(config: TrainingConfig, repeats: int = 5) -> str:
+    """Return a table of where the time and the memory of a training step go, layer by layer.
+
+    Raises:
+        ValueError, BackendError: as :func:`prepare`.
+    """
+    training = prepare(config)
+    trainer, xp = training.trainer, load_backend(training.backend)
+    source = (batch for epoch in range(repeats + 2) for batch in training.batches.epoch(epoch))
+    training.model.train()
+    trainer.step(*next(source))  # warms up: first calls are slower
+    data, optimizer, whole = [], [], []
+    with record_layers(training.model) as records:
+        for repeat in range(repeats + 1):
+            if repeat == repeats and training.backend == "numpy":
+                tracemalloc.start()  # last, as it slows down what it watches
+            start = time.perf_counter()
+            x, labels = next(source)
+            data.append(time.perf_counter() - start)
+            start = time.perf_counter()
+            training.model.zero_grad()
+            trainer.loss(training.model(to_backend(x, training.backend)), labels)
+            note_kept(training.model, records)
+            training.model.backward(trainer.loss.backward())
+            synchronize(xp)
+            before_update = time.perf_counter()
+            trainer.optimizer.step(trainer.learning_rate)
+            synchronize(xp)
+            optimizer.append(time.perf_counter() - before_update)
+            whole.append(time.perf_counter() - start)
+    tracemalloc.stop()
+    for record in records:
+        del record.forward_seconds[repeats:], record.backward_seconds[repeats:]
+    medians = {
+        name: 1000 * float(np.median(seconds[:repeats]))
+        for name, seconds in {"step": whole, "optimiser": optimizer, "data (in the background)": data}.items()
+    }
+    lines = [f"{name}: {milliseconds:.1f} ms" for name, milliseconds in medians.items()]
+    return "\n".join([time_table(records), *lines, f"medians of {repeats} steps of {len(labels)} pictures"])
