@@ -7,11 +7,12 @@ import sys
 
 from nn import BackendError
 from resnet.config import add_options, config_from
-from resnet.training import TrainingError, overfit_one_batch, profile, run
+from resnet.diagnostics import overfit_one_batch, profile
+from resnet.training import TrainingError, run
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns 0 for success, 1 for failure, 2 for wrong use."""
+    """Run the command; returns 0 for success, 1 for failure, 2 for wrong use, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="train.py", description=__doc__.split(":")[0] + ".")
     add_options(parser)
     parser.add_argument("--overfit-one-batch", action="store_true", help="only check that one batch can be learned")
@@ -32,6 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
             return 0 if learned else 1
         else:
             run(config)
+    except KeyboardInterrupt:
+        return 130  # what shells expect of a program that was interrupted
     except (ValueError, TypeError, OSError, BackendError, TrainingError) as error:
         if options.debug:
             raise

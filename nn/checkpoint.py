@@ -1,4 +1,4 @@
-"""Weights to and from disk, as safetensors: names, shapes and numbers, no code, so loading a stranger's file is safe."""
+"""Weights to and from disk, as safetensors: names, shapes and numbers, no code: a stranger's file is safe to load."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -14,9 +14,7 @@ from numpy.typing import NDArray
 
 from nn.checkpoint import write_atomically
 from resnet.data import Faces
-
-if TYPE_CHECKING:
-    from resnet.training import EpochMetrics
+from resnet.runfolder import EpochMetrics
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -96,8 +94,8 @@ def results_table(rows: Mapping[str, Mapping[str, float]], tested: int, trained:
     sets = list(next(iter(rows.values())))
     width = max(map(len, rows))
     lines = [
-        f"\nrank-1 accuracy on {tested} test photographs, clean and masked; every method learned from the same {trained}"
-        " photographs, clean and masked",
+        f"\nrank-1 accuracy on {tested} test photographs, clean and masked;",
+        f"every method learned from the same {trained} photographs, clean and masked",
         "method".ljust(width) + "".join(name.rjust(10) for name in sets),
     ]
     for method, accuracies in rows.items():

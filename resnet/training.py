@@ -4,19 +4,17 @@
     fit      epoch after epoch of steps, tested after each         -> metrics.csv
     finish   weights, curves, pictures of predictions, table       -> the rest of the run folder
 
-A step is: pictures to the device, forward, loss, backward, optimiser. On a GPU nothing in it waits for the device; losses
-are read in bunches, when the progress bar shows them.
+A step is: pictures to the device, forward, loss, backward, optimiser. On a GPU nothing in it waits for the device;
+losses are read in bunches, when the progress bar shows them.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import math
-import platform
 import time
-import tracemalloc
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,9 +25,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from nn import SGD, SoftmaxCrossEntropy
-from nn.backend import Array, array_module, choose_backend, load_backend, synchronize, to_backend, to_numpy
-from nn.checkpoint import save_weights, write_atomically
-from nn.profile import note_kept, record_layers, time_table
+from nn.backend import Array, array_module, choose_backend, to_numpy
+from nn.checkpoint import save_weights
 from nn.schedule import make_schedule
 from resnet.baselines import evaluate_baselines
 from resnet.config import TrainingConfig
@@ -40,39 +37,13 @@ from resnet.data.faces import split_by_person
 from resnet.evaluation import rank_k_accuracy
 from resnet.models import ResNet, make_model
 from resnet.report import draw_curves, draw_predictions, results_table
+from resnet.runfolder import EpochMetrics, append_metrics, machine, make_run_folder, write_json
 
 SECONDS_BETWEEN_READINGS = 0.5  # of losses from the device, for the progress bar
 
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says at which step and what to try."""
-
-
-@dataclass(frozen=True)
-class EpochMetrics:
-    """A row of ``metrics.csv``. Accuracies are rank-1, from 0 to 1; the last two columns are times.
-
-    Attributes:
-        epoch: from 1 on.
-        steps: training steps so far.
-        learning_rate: of the epoch's last step.
-        train_loss: mean over the epoch's pictures, while training.
-        train_accuracy: likewise, on the augmented and partly masked training pictures.
-        clean_accuracy: on the test photographs after the epoch.
-        masked_accuracy: on the test photographs with masks drawn on.
-        pictures_per_second: trained.
-        seconds: since the start.
-    """
-
-    epoch: int
-    steps: int
-    learning_rate: float
-    train_loss: float
-    train_accuracy: float
-    clean_accuracy: float
-    masked_accuracy: float
-    pictures_per_second: float
-    seconds: float
 
 
 class Trainer:
@@ -276,7 +247,9 @@ def prepare(config: TrainingConfig) -> Training:
 
 
 def run(config: TrainingConfig, *, quiet: bool = False) -> Path:
-    """Train and write a run folder. Ctrl-C ends the training early and finishes the folder with what was learned.
+    """Train and write a run folder.
+
+    Ctrl-C ends the training early: the folder is finished with what was learned so far, then the interrupt goes on.
 
     Args:
         config: settings.
@@ -289,20 +262,23 @@ def run(config: TrainingConfig, *, quiet: bool = False) -> Path:
         ValueError, BackendError: as :func:`prepare`.
         OSError: the run folder cannot be written, or holds a run already.
         TrainingError: the loss became infinite or not a number; ``metrics.csv`` has the epochs until then.
+        KeyboardInterrupt: after the folder has been finished.
     """
     training = prepare(config)
     folder = make_run_folder(config)
     say = (lambda *words: None) if quiet else tqdm.write
     say(describe(training))
-    _write_config(folder, training)
+    write_json(folder / "config.json", facts(training))
     history: list[EpochMetrics] = []
     try:
         for metrics in fit(training, quiet=quiet):
             history.append(metrics)
-            _append_metrics(folder, metrics)
+            append_metrics(folder, metrics)
             say(epoch_line(metrics, config.epochs))
     except KeyboardInterrupt:
         say(f"\ninterrupted after {training.trainer.steps} steps: keeping what was learned so far")
+        finish(training, history, folder, say)
+        raise
     finish(training, history, folder, say)
     return folder
 
@@ -342,16 +318,17 @@ def _train_epoch(training: Training, epoch: int, bar: Any) -> Meter:
     meter = Meter(trainer.steps)
     training.model.train()
     last_reading = time.perf_counter()
-    for x, labels in prefetch(training.batches.epoch(epoch - 1)):
-        learning_rate = trainer.learning_rate
-        loss, right = trainer.step(x, labels)
-        meter.add(loss, right, len(labels))
-        if time.perf_counter() - last_reading > SECONDS_BETWEEN_READINGS:
-            meter.read()
-            last_reading = time.perf_counter()
-            shown = f"loss {meter.loss:.3f}, accuracy {100 * meter.accuracy:.1f} %, lr {learning_rate:.4f}"
-            bar.set_postfix_str(shown, refresh=False)
-        bar.update(len(labels))
+    with closing(prefetch(training.batches.epoch(epoch - 1))) as batches:
+        for x, labels in batches:
+            learning_rate = trainer.learning_rate
+            loss, right = trainer.step(x, labels)
+            meter.add(loss, right, len(labels))
+            if time.perf_counter() - last_reading > SECONDS_BETWEEN_READINGS:
+                meter.read()
+                last_reading = time.perf_counter()
+                shown = f"loss {meter.loss:.3f}, accuracy {100 * meter.accuracy:.1f} %, lr {learning_rate:.4f}"
+                bar.set_postfix_str(shown, refresh=False)
+            bar.update(len(labels))
     meter.read()
     return meter
 
@@ -370,7 +347,7 @@ def finish(training: Training, history: list[EpochMetrics], folder: Path, say: A
     gallery = join(training.train_faces, train_masked)
     name = training.config.arch + (" LeakyReLU" if training.config.activation == "leaky_relu" else " ReLU")
     rows = evaluate_baselines(gallery, training.tests) | {name: training.test()}
-    write_atomically(folder / "results.json", json.dumps(rows, indent=2).encode())
+    write_json(folder / "results.json", rows)
     say(results_table(rows, len(masked), len(training.train_faces)))
     say("written: " + ", ".join(str(path) for path in sorted(folder.iterdir())))
 
@@ -386,31 +363,6 @@ def join(first: Faces, second: Faces) -> Faces:
     )
 
 
-def make_run_folder(config: TrainingConfig) -> Path:
-    """Create the run folder: the one asked for, or the next free number under ``runs/``.
-
-    Raises:
-        OSError: it cannot be created.
-        ValueError: it holds a run already, which nothing shall overwrite.
-    """
-    if config.run_dir is None:
-        parent = Path("runs")
-        taken = [int(path.name) for path in parent.glob("[0-9]*") if path.name.isdigit()] if parent.is_dir() else []
-        folder = parent / f"{max(taken, default=0) + 1:03d}"
-    else:
-        folder = Path(config.run_dir)
-    if (folder / "config.json").exists():
-        raise ValueError(f"{folder} holds a run already: choose another folder with --run-dir, or remove it")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "metrics.csv", (",".join(EpochMetrics.__dataclass_fields__) + "\n").encode())
-    except OSError as error:
-        raise OSError(
-            f"cannot write the run folder {folder} ({error.strerror}): choose another with --run-dir"
-        ) from error
-    return folder
-
-
 def describe(training: Training) -> str:
     """Return in a few lines what is about to be trained on what."""
     config, faces = training.config, training.train_faces
@@ -419,8 +371,8 @@ def describe(training: Training) -> str:
         f"{len(faces.people)} people, {len(faces)} photographs to train on, {len(training.tests['clean'])} to test, "
         f"{height}x{width} {'grey' if channels == 1 else 'colour'}",
         *(f"note: {note}" for note in faces.notes),
-        f"{config.arch} ({config.activation}), {training.model.count_parameters():,} parameters, on {training.backend}; "
-        f"{config.epochs} epochs of {len(training.batches)} steps",
+        f"{config.arch} ({config.activation}), {training.model.count_parameters():,} parameters, "
+        f"on {training.backend}; {config.epochs} epochs of {len(training.batches)} steps",
     ]
     return "\n".join(lines)
 
@@ -429,8 +381,9 @@ def epoch_line(metrics: EpochMetrics, epochs: int) -> str:
     """Return an epoch's metrics in one line."""
     left = metrics.seconds / metrics.epoch * (epochs - metrics.epoch)
     return (
-        f"epoch {metrics.epoch:3d}/{epochs}  loss {metrics.train_loss:.3f}  train {100 * metrics.train_accuracy:5.1f} %  "
-        f"clean {100 * metrics.clean_accuracy:5.1f} %  masked {100 * metrics.masked_accuracy:5.1f} %  "
+        f"epoch {metrics.epoch:3d}/{epochs}  loss {metrics.train_loss:.3f}  "
+        f"train {100 * metrics.train_accuracy:5.1f} %  clean {100 * metrics.clean_accuracy:5.1f} %  "
+        f"masked {100 * metrics.masked_accuracy:5.1f} %  "
         f"lr {metrics.learning_rate:.5f}  {metrics.pictures_per_second:.0f} pictures/s  {left:.0f} s left"
     )
 
@@ -452,8 +405,9 @@ def model_metadata(training: Training) -> dict[str, str]:
     return {name: json.dumps(value) for name, value in facts.items()}
 
 
-def _write_config(folder: Path, training: Training) -> None:
-    facts = {
+def facts(training: Training) -> dict[str, Any]:
+    """Return what ``config.json`` keeps."""
+    return {
         "settings": asdict(training.config),
         "backend": training.backend,
         "mean": training.mean,
@@ -462,87 +416,5 @@ def _write_config(folder: Path, training: Training) -> None:
         "train_files": list(training.train_faces.files),
         "test_files": list(training.tests["clean"].files),
         "notes": list(training.train_faces.notes),
-        "versions": {"python": platform.python_version(), "numpy": np.__version__},
-        "machine": platform.platform(),
+        "machine": machine(),
     }
-    write_atomically(folder / "config.json", json.dumps(facts, indent=2).encode())
-
-
-def _append_metrics(folder: Path, metrics: EpochMetrics) -> None:
-    with open(folder / "metrics.csv", "a", newline="") as file:
-        csv.writer(file).writerow(
-            value if isinstance(value, int) else f"{value:.6f}" for value in asdict(metrics).values()
-        )
-
-
-def overfit_one_batch(config: TrainingConfig, steps: int = 60) -> tuple[float, float]:
-    """Train on one batch again and again: a network that cannot learn 32 pictures by heart has a bug.
-
-    Without masks, augmentation, label smoothing and schedule; prints a line every tenth step.
-
-    Args:
-        config: settings; learning rate, batch size and network count.
-        steps: how often.
-
-    Returns:
-        loss and accuracy at the end.
-
-    Raises:
-        ValueError, BackendError, TrainingError: as :func:`run`.
-    """
-    training = prepare(config)
-    trainer = training.trainer
-    trainer.loss = SoftmaxCrossEntropy()
-    trainer.schedule = make_schedule("cosine", config.learning_rate / 2, steps, warm_up_steps=5)
-    rng = np.random.default_rng([config.seed, 2])
-    chosen = training.train_faces.take(rng.permutation(len(training.train_faces))[: config.batch_size])
-    x = to_network_input(chosen.pictures, training.mean, training.std)
-    print(describe(training))
-    for step in range(1, steps + 1):
-        meter = Meter(step - 1)
-        meter.add(*trainer.step(x, chosen.labels), len(chosen))
-        meter.read()
-        if step % 10 == 0 or step == 1:
-            print(f"step {step:3d}  loss {meter.loss:.4f}  accuracy {100 * meter.accuracy:5.1f} %")
-    return meter.loss, meter.accuracy
-
-
-def profile(config: TrainingConfig, repeats: int = 5) -> str:
-    """Return a table of where the time and the memory of a training step go, layer by layer.
-
-    Raises:
-        ValueError, BackendError: as :func:`prepare`.
-    """
-    training = prepare(config)
-    trainer, xp = training.trainer, load_backend(training.backend)
-    source = (batch for epoch in range(repeats + 2) for batch in training.batches.epoch(epoch))
-    training.model.train()
-    trainer.step(*next(source))  # warms up: first calls are slower
-    data, optimizer, whole = [], [], []
-    with record_layers(training.model) as records:
-        for repeat in range(repeats + 1):
-            if repeat == repeats and training.backend == "numpy":
-                tracemalloc.start()  # last, as it slows down what it watches
-            start = time.perf_counter()
-            x, labels = next(source)
-            data.append(time.perf_counter() - start)
-            start = time.perf_counter()
-            training.model.zero_grad()
-            trainer.loss(training.model(to_backend(x, training.backend)), labels)
-            note_kept(training.model, records)
-            training.model.backward(trainer.loss.backward())
-            synchronize(xp)
-            before_update = time.perf_counter()
-            trainer.optimizer.step(trainer.learning_rate)
-            synchronize(xp)
-            optimizer.append(time.perf_counter() - before_update)
-            whole.append(time.perf_counter() - start)
-    tracemalloc.stop()
-    for record in records:
-        del record.forward_seconds[repeats:], record.backward_seconds[repeats:]
-    medians = {
-        name: 1000 * float(np.median(seconds[:repeats]))
-        for name, seconds in {"step": whole, "optimiser": optimizer, "data (in the background)": data}.items()
-    }
-    lines = [f"{name}: {milliseconds:.1f} ms" for name, milliseconds in medians.items()]
-    return "\n".join([time_table(records), *lines, f"medians of {repeats} steps of {len(labels)} pictures"])

@@ -1,0 +1,59 @@
+"""Faces: loading them, drawing masks on them, and handing them to the network in batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from resnet.data.faces import Faces
+
+__all__ = ["DATASETS", "Faces", "load_faces"]
+
+DATASETS = ("orl", "folder")
+"""The names `load_faces` knows: the ORL Database of Faces, and any set laid out as one folder a person."""
+
+
+def load_faces(
+    name: str,
+    data_dir: str | Path | None = None,
+    size: int | None = None,
+    *,
+    colour: bool | None = None,
+    min_pictures: int = 2,
+    bad_pictures: str = "stop",
+    template: str | None = None,
+) -> Faces:
+    """Load a data set by its name.
+
+    Args:
+        name: one of `DATASETS`.
+        data_dir: where the pictures are; may be None only for "orl" (see `resnet.data.orl.load_orl`).
+        size: every picture is squashed or stretched to size x size, antialiased; None keeps the size most have.
+        colour: RGB or grey; None means RGB if any file can hold colours.
+        min_pictures: people with fewer usable pictures are left out and named in the notes.
+        bad_pictures: "stop" raises one error that lists the pictures that cannot be read, "skip" leaves them out.
+        template: where the facial points lie, a key of `resnet.data.masks.TEMPLATES`; None means "orl" for the ORL
+            faces and "centred" for others.
+
+    Raises:
+        ValueError: an unknown name, no or a wrong `data_dir`, pictures that cannot be read, fewer than two people,
+            an option out of range. The message says what was expected, what was found and what to do.
+
+    """
+    # Imported here and not above, or `python -m resnet.data.masks` would find that module loaded before it runs.
+    from resnet.data.folders import LoadOptions, load_folder
+    from resnet.data.orl import load_orl
+
+    if name not in DATASETS:
+        raise ValueError(f"unknown data set {name!r}; known are {', '.join(DATASETS)}")
+    options = LoadOptions(
+        size=size,
+        colour=colour,
+        min_pictures=min_pictures,
+        bad_pictures=bad_pictures,
+        template=template or ("orl" if name == "orl" else "centred"),
+    )
+    if name == "orl":
+        return load_orl(data_dir, options)
+    if data_dir is None:
+        raise ValueError("the data set 'folder' needs --data-dir DIR (data_dir), a folder with one folder a person")
+    return load_folder(data_dir, options)

@@ -1,0 +1,217 @@
+"""Any set of faces: one folder a person.
+
+    DIR/anna/1.jpg
+    DIR/anna/2.png
+    DIR/bert/holiday.jpeg
+
+What cannot be used is never dropped in silence: it ends in an error or in the notes of the set, by file name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnet.data.faces import Faces, read_header, read_picture, resize
+from resnet.data.masks import TEMPLATES
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".pgm", ".bmp", ".webp")
+"""Files that are taken for pictures, by the end of their names, in small or capital letters."""
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a set of faces is read.
+
+    Attributes:
+        size: every picture is squashed or stretched to size x size; None keeps the size most pictures have.
+        colour: RGB or grey; None means RGB if any file can hold colours.
+        min_pictures: people with fewer usable pictures are left out and named in the notes.
+        bad_pictures: "stop" raises one error that lists the pictures that cannot be read; "skip" leaves them out
+            and lists them in the notes.
+        template: where the facial points lie, a key of `resnet.data.masks.TEMPLATES`.
+
+    Raises:
+        ValueError: an option is out of range; the message names it.
+
+    """
+
+    size: int | None = None
+    colour: bool | None = None
+    min_pictures: int = 2
+    bad_pictures: str = "stop"
+    template: str = "centred"
+
+    def __post_init__(self) -> None:
+        if self.size is not None and self.size < 1:
+            raise ValueError(f"expected a picture size of at least 1 pixel, got {self.size}")
+        if self.min_pictures < 1:
+            raise ValueError(f"expected min_pictures of at least 1, got {self.min_pictures}")
+        if self.bad_pictures not in ("stop", "skip"):
+            raise ValueError(f'expected bad_pictures "stop" or "skip", got {self.bad_pictures!r}')
+        if self.template not in TEMPLATES:
+            raise ValueError(f"unknown template {self.template!r}; known are {', '.join(TEMPLATES)}")
+
+
+DEFAULTS = LoadOptions()
+
+
+def load_folder(data_dir: str | Path, options: LoadOptions = DEFAULTS) -> Faces:
+    """Load a set of faces laid out as one folder a person; the folder's name is the person's.
+
+    People and pictures come in alphabetical order, numbers in numeric order (s2 before s10).
+
+    Raises:
+        ValueError: there is no such folder, it holds no person folders or no pictures, a picture cannot be read and
+            `options.bad_pictures` is "stop", or fewer than two people are left.
+
+    """
+    root = Path(data_dir)
+    if not root.is_dir():
+        found = "a file" if root.exists() else "nothing"
+        raise ValueError(f"expected a folder with one folder a person at {root}, found {found} there")
+    people, ignored = _list_people(root)
+    if not any(people.values()):
+        loose = sum(_is_picture(path) for path in ignored)
+        raise ValueError(
+            f"expected one folder a person, {root}/<person>/<picture>.jpg; found {len(people)} folders without a "
+            f"picture in them and {loose} pictures outside of folders. Sort the pictures into one folder a person, or "
+            f"name the folder that holds the person folders, if they lie elsewhere. Names of pictures end in "
+            f"{' '.join(SUFFIXES)}"
+        )
+    notes = []
+    if ignored:
+        names = ", ".join(shortened([str(path) for path in ignored]))
+        notes.append(f"{len(ignored)} ignored, hidden or not a picture in a person's folder: {names}")
+    return assemble(people, options, notes)
+
+
+def assemble(people: Mapping[str, Sequence[Path]], options: LoadOptions, notes: Iterable[str] = ()) -> Faces:
+    """Read the given files of each person into one set of faces, in the order given.
+
+    Args:
+        people: the picture files of each person.
+        options: how to read them.
+        notes: what is to stand before the notes made here.
+
+    Raises:
+        ValueError: a picture cannot be read and `options.bad_pictures` is "stop", or fewer than two people are left.
+
+    """
+    owner = {path: person for person, paths in people.items() for path in paths}
+    pictures, shapes, bad = _read(list(owner), options)
+    if bad and options.bad_pictures == "stop":
+        raise ValueError(
+            f"{len(bad)} pictures cannot be used; repair or delete them, or leave them out with "
+            f'bad_pictures="skip":\n  ' + "\n  ".join(shortened(bad))
+        )
+    counts = Counter(owner[path] for path in pictures)
+    kept = [person for person in people if counts[person] >= options.min_pictures]
+    left_out = [f"{person} ({counts[person]})" for person in people if person not in kept]
+    if len(kept) < 2:
+        raise ValueError(
+            f"expected at least 2 people with {options.min_pictures} or more pictures each, got {len(kept)}; "
+            f"left out, with their number of pictures: {', '.join(shortened(left_out)) or 'nobody'}"
+        )
+    remarks = [*notes, *(f"skipped: {reason}" for reason in bad)]
+    if left_out:
+        names = ", ".join(shortened(left_out))
+        remarks.append(f"{len(left_out)} people left out, fewer than {options.min_pictures} pictures: {names}")
+
+    label = {person: position for position, person in enumerate(kept)}
+    used = [path for path in pictures if owner[path] in label]
+    stacked = np.stack([pictures[path] for path in used])  # N of (H, W, C) -> (N, H, W, C)
+    return Faces(
+        pictures=stacked,
+        labels=np.array([label[owner[path]] for path in used], dtype=np.int64),
+        people=tuple(kept),
+        files=tuple(str(path) for path in used),
+        points=TEMPLATES[options.template].copy(),
+        notes=(*remarks, *_mixed_sizes({path: shapes[path] for path in used}, stacked.shape[1:3])),
+    )
+
+
+def shortened(items: Sequence[str], most: int = 10) -> list[str]:
+    """The first `most` items and, if there are more, a last one that says how many: "+5 more"."""
+    rest = len(items) - most
+    return [*items[:most], f"+{rest} more"] if rest > 0 else list(items)
+
+
+def _read(
+    paths: Sequence[Path], options: LoadOptions
+) -> tuple[dict[Path, NDArray[np.uint8]], dict[Path, tuple[int, int]], list[str]]:
+    """Read pictures and bring them to one size: the pictures, their (height, width) before, and what went wrong.
+
+    All headers are read first, for size and colour, so that each picture is shrunk as soon as it is decoded and
+    large photographs never lie in memory together.
+    """
+    headers, unreadable = _try_each(read_header, paths)
+    shapes = {path: (height, width) for path, (height, width, _) in headers.items()}
+    colour = any(coloured for _, _, coloured in headers.values()) if options.colour is None else options.colour
+    shape = _most_frequent(shapes.values()) if options.size is None else (options.size, options.size)
+    pictures, damaged = _try_each(lambda path: resize(read_picture(path, colour), shape), headers)
+    failures = unreadable | damaged
+    return pictures, shapes, [failures[path] for path in paths if path in failures]
+
+
+def _list_people(root: Path) -> tuple[dict[str, list[Path]], list[Path]]:
+    """The pictures in each person folder under `root`, and all that is neither a person folder nor a picture there."""
+    people: dict[str, list[Path]] = {}
+    ignored = []
+    for entry in sorted(root.iterdir(), key=_natural_order):
+        if entry.name.startswith(".") or not entry.is_dir():
+            ignored.append(entry)
+            continue
+        inside = sorted(entry.iterdir(), key=_natural_order)
+        people[entry.name] = [path for path in inside if _is_picture(path)]
+        ignored.extend(path for path in inside if not _is_picture(path))
+    return people, ignored
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
+def _natural_order(path: Path) -> tuple[list[str | int], str]:
+    """Sort key: letters without regard to case, numbers as numbers; the plain name settles a tie."""
+    parts = re.split(r"(\d+)", path.name)  # text, number, text, number, ..., text
+    return [int(part) if part.isdecimal() else part.casefold() for part in parts], path.name
+
+
+def _try_each(function: Callable[[Path], Result], paths: Iterable[Path]) -> tuple[dict[Path, Result], dict[Path, str]]:
+    """Apply `function` to each path: (what it returned, the messages of the ValueErrors it raised)."""
+    results, failures = {}, {}
+    for path in paths:
+        try:
+            results[path] = function(path)
+        except ValueError as error:
+            failures[path] = str(error)
+    return results, failures
+
+
+def _most_frequent(shapes: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    """The (height, width) most pictures have, the first seen of equals; (1, 1) if there is no picture to resize."""
+    return max(Counter(shapes).items(), key=lambda item: item[1], default=((1, 1), 0))[0]
+
+
+def _mixed_sizes(shapes: dict[Path, tuple[int, int]], target: tuple[int, ...]) -> list[str]:
+    """One sentence on sizes, with a file to look at for each, if not all pictures had the same."""
+    counts = Counter(shapes.values())
+    if len(counts) == 1:
+        return []
+    example = {shape: path for path, shape in reversed(shapes.items())}
+    sizes = [
+        f"{width}x{height} ({count}, such as {example[height, width]})"
+        for (height, width), count in counts.most_common()
+    ]
+    height, width = target
+    return [f"mixed sizes, all made {width}x{height} (width x height): {', '.join(shortened(sizes))}"]
