@@ -7,16 +7,23 @@ source serves the CPU and the GPU. There is no global switch.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import pairwise
 from types import ModuleType
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 #: A NumPy array, or a CuPy array that answers to the same names.
 Array: TypeAlias = NDArray[Any]
+
+Result = TypeVar("Result")
 
 BACKENDS = ("numpy", "cupy")
 
@@ -132,20 +139,58 @@ def synchronize(xp: ModuleType) -> None:
         xp.cuda.get_current_stream().synchronize()
 
 
-def slices(n: int, bytes_each: int, xp: ModuleType) -> Iterator[slice]:
-    """Split ``n`` pictures into slices whose working memory stays bounded.
+def in_threads(work: Callable[[slice], Result], n: int, xp: ModuleType) -> list[Result]:
+    """Share out ``n`` pictures among the cores: call ``work`` on a slice of the batch in each of as many threads.
+
+    NumPy lets go of the interpreter while it computes, so the threads really run side by side. Each has its matrix
+    products done by one BLAS thread, its own: two layers of threads would only get in each other's way. The caller's
+    BLAS setting comes back at the end. With fewer pictures than cores, BLAS's own threads do better; a GPU needs none.
 
     Args:
+        work: gets a slice of the batch, never an empty one; must not touch what belongs to other slices.
         n: pictures in the batch.
+        xp: the array module.
+
+    Returns:
+        what ``work`` returned, in the order of the slices.
+    """
+    workers = cores() if xp is np else 1
+    if workers == 1 or n < workers:
+        return [work(slice(0, n))]
+    edges = [n * share // workers for share in range(workers + 1)]
+    with _blas().limit(limits=1, user_api="blas"):
+        return list(_threads(workers).map(work, [slice(*edge) for edge in pairwise(edges)]))
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@cache
+def _threads(workers: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(workers, thread_name_prefix="slice")
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController()  # finds the loaded BLAS libraries once; that takes a millisecond
+
+
+def slices(batch: slice, bytes_each: int, xp: ModuleType) -> Iterator[slice]:
+    """Split a slice of the batch further, into slices whose working memory stays bounded.
+
+    Args:
+        batch: first and last picture.
         bytes_each: working memory one picture needs, in bytes.
         xp: the array module, which decides the bound: a core's cache on the CPU, a share of the free memory on a GPU.
 
     Yields:
-        slices that cover ``range(n)`` in order, each of at least one picture.
+        slices that cover ``batch`` in order, each of at least one picture.
     """
     step = max(1, slice_bytes(xp) // max(1, bytes_each))
-    for start in range(0, n, step):
-        yield slice(start, min(start + step, n))
+    for start in range(batch.start, batch.stop, step):
+        yield slice(start, min(start + step, batch.stop))
 
 
 def slice_bytes(xp: ModuleType) -> int:

@@ -11,11 +11,13 @@ batch at a time and never kept: backward keeps ``x`` and cuts them again.
 from __future__ import annotations
 
 import math
+from functools import reduce
+from operator import iadd
 from typing import NamedTuple
 
 import numpy as np
 
-from nn.backend import Array, array_module, check_float, slices
+from nn.backend import Array, array_module, check_float, in_threads, slices
 from nn.init import he_normal, uniform_fan_in
 from nn.module import Module, Parameter, pair
 
@@ -100,9 +102,13 @@ def conv2d_forward(
     matrix = weight.reshape(kh * kw * c, f)  # (KH, KW, C, F) -> (KH·KW·C, F)
     xp = array_module(x)
     y = xp.empty((n, oh, ow, f), dtype=x.dtype)
-    for part in slices(n, oh * ow * kh * kw * c * x.itemsize, xp):
-        cols = im2col(x[part], (kh, kw), stride, padding)  # (n·OH·OW, KH·KW·C)
-        xp.matmul(cols, matrix, out=y[part].reshape(-1, f))  # (n·OH·OW, KH·KW·C) @ (KH·KW·C, F) -> (n·OH·OW, F)
+
+    def convolve(share: slice) -> None:
+        for part in slices(share, oh * ow * kh * kw * c * x.itemsize, xp):
+            cols = im2col(x[part], (kh, kw), stride, padding)  # (n·OH·OW, KH·KW·C)
+            xp.matmul(cols, matrix, out=y[part].reshape(-1, f))  # (n·OH·OW, KH·KW·C) @ (KH·KW·C, F) -> (n·OH·OW, F)
+
+    in_threads(convolve, n, xp)
     if bias is not None:
         y += bias  # (N, OH, OW, F) + (F,)
     return y, ConvCache(x, weight, bias is not None, stride, padding)
@@ -117,19 +123,28 @@ def conv2d_backward(dy: Array, cache: ConvCache) -> tuple[Array, Array, Array | 
     (n, oh, ow, f), (kh, kw, c, _) = dy.shape, weight.shape
     matrix = weight.reshape(kh * kw * c, f)  # (KH, KW, C, F) -> (KH·KW·C, F)
     xp = array_module(x)
-    dx, dmatrix = xp.empty(x.shape, dtype=x.dtype), xp.zeros_like(matrix)
-    for part in slices(n, 2 * oh * ow * kh * kw * c * x.itemsize, xp):  # twice: cols and dcols
+    dx = xp.empty(x.shape, dtype=x.dtype)
+
+    def backward_slice(part: slice) -> Array:
         cols = im2col(x[part], (kh, kw), stride, padding)  # (n·OH·OW, KH·KW·C)
         rows = dy[part].reshape(-1, f)  # (n, OH, OW, F) -> (n·OH·OW, F)
-        dmatrix += cols.T @ rows  # (KH·KW·C, n·OH·OW) @ (n·OH·OW, F) -> (KH·KW·C, F)
         dcols = rows @ matrix.T  # (n·OH·OW, F) @ (F, KH·KW·C) -> (n·OH·OW, KH·KW·C)
         dx[part] = col2im(dcols, x[part].shape, (kh, kw), stride, padding)
+        return cols.T @ rows  # (KH·KW·C, n·OH·OW) @ (n·OH·OW, F) -> (KH·KW·C, F)
+
+    def backward_share(share: slice) -> Array:
+        bytes_each = 2 * oh * ow * kh * kw * c * x.itemsize  # cols and dcols
+        return reduce(iadd, map(backward_slice, slices(share, bytes_each, xp)))  # (KH·KW·C, F)
+
+    dmatrix = reduce(iadd, in_threads(backward_share, n, xp))  # (KH·KW·C, F)
     dbias = dy.sum(axis=2).sum(axis=(0, 1)) if has_bias else None  # (N, OH, OW, F) -> (N, OH, F) -> (F,)
     return dx, dmatrix.reshape(weight.shape), dbias  # dweight: (KH·KW·C, F) -> (KH, KW, C, F)
 
 
 def _check_sizes(x: tuple[int, ...], weight: tuple[int, ...], padding: tuple[int, int]) -> None:
-    (_, h, w, c), (kh, kw, channels, _), (ph, pw) = x, weight, padding
+    (n, h, w, c), (kh, kw, channels, _), (ph, pw) = x, weight, padding
+    if n == 0:
+        raise ValueError(f"expected at least one picture, got x {x}")
     if c != channels:
         raise ValueError(
             f"expected x with {channels} channels last, (N, H, W, {channels}), got {x}: pictures are channels-last here"
