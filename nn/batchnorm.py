@@ -59,7 +59,7 @@ def batchnorm2d_forward(
     mean = channel_sum(x) / m  # (C,)
     centred = x - mean  # (N, H, W, C) - (C,)
     variance = channel_sum(centred * centred) / m  # (C,); not E[x²] − E[x]², which cancels in float32
-    inv_std = 1 / array_module(x).sqrt(variance + eps)  # (C,)
+    inv_std = 1 / array_module(x).sqrt(variance + float(eps))  # (C,)
     centred *= inv_std  # now x̂: (N, H, W, C) * (C,)
     y = centred * gamma  # (N, H, W, C) * (C,)
     y += beta
@@ -78,7 +78,7 @@ def batchnorm2d_eval_forward(
         TypeError, ValueError: as :func:`batchnorm2d_forward`, but a single value a channel is welcome.
     """
     _check(x, gamma)
-    inv_std = 1 / array_module(x).sqrt(variance + eps)  # (C,)
+    inv_std = 1 / array_module(x).sqrt(variance + float(eps))  # (C,)
     x_hat = (x - mean) * inv_std  # ((N, H, W, C) - (C,)) * (C,)
     return x_hat * gamma + beta, BatchNormCache(x_hat, inv_std, gamma, False)
 

@@ -23,7 +23,7 @@ import argparse
 import copy
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -96,7 +96,8 @@ def gradcheck(
     name = name or type(module).__name__
     module = copy.deepcopy(module).to("numpy").astype(np.float64)
     point = [np.array(x, np.float64) for x in inputs]
-    upstream = np.asarray(rng.normal(size=np.shape(module(*point))))
+    elsewhere = [x + rng.normal(size=x.shape) for x in point]  # a layer that clings to its first input is found out
+    upstream = np.asarray(rng.normal(size=np.shape(module(*elsewhere))))
     problem = _Problem(module, point, upstream)
     checks = _check_gradients(problem, rng, step, directions, attempts)
     rows = [replace(check, layer=name, tolerance=tolerance) for check in checks]
@@ -116,20 +117,20 @@ class _Problem:
         return dict(zip(names, self.inputs, strict=True)) | parameters
 
     def gradients(self, inputs: list[Array] | None = None, upstream: Array | None = None) -> dict[str, Array]:
-        """Return what backward says, under the names of :meth:`variables`.
+        """Return what backward says, under the names of :meth:`variables`, and the output under "output".
 
-        Works on copies unless arrays are given, so that a backward that writes into them spoils nothing else.
+        Works on copies unless arrays are given, so that a layer that writes into them spoils nothing else.
         """
         self.module.zero_grad()
-        self.module(*(map(np.copy, self.inputs) if inputs is None else inputs))
+        y = np.array(self.module(*(map(np.copy, self.inputs) if inputs is None else inputs)))
         claimed = self.module.backward(np.copy(self.upstream) if upstream is None else upstream)
         claimed = claimed if isinstance(claimed, tuple) else (claimed,)
         arrays = [*claimed, *(parameter.grad for parameter in self.module.parameters())]
-        return {name: np.array(array) for name, array in zip(self.variables(), arrays, strict=True)}
+        return {name: np.array(array) for name, array in zip(self.variables(), arrays, strict=True)} | {"output": y}
 
     def output(self) -> tuple[Array, list[Array]]:
         """Return y, and the linear pieces that all layers are on."""
-        y = self.module(*self.inputs)
+        y = self.module(*map(np.copy, self.inputs))
         pieces = [module.pieces() for _, module in self.module.named_modules()]
         return y, [piece for piece in pieces if piece is not None]
 
@@ -170,6 +171,9 @@ def _check_gradients(
     for _ in range(attempts):
         claimed = problem.gradients()
         for name, variable in variables.items():
+            if claimed[name].shape != variable.shape:
+                errors[name], open_[name] = float("nan"), []
+                continue
             at_kink = []
             scale = _scale(claimed[name], problem.upstream)
             for direction in open_[name]:
@@ -189,7 +193,8 @@ def _check_gradients(
 def _gradient_check(name: str, elements: int, error: float, resampled: int, unfinished: int) -> Check:
     if unfinished:
         return Check("", name, elements, float("nan"), 0.0, resampled, f"{unfinished} always at a kink: smaller step?")
-    return Check("", name, elements, error, 0.0, resampled)
+    note = "not finite, or of another shape than what it is the gradient of" if np.isnan(error) else ""
+    return Check("", name, elements, error, 0.0, resampled, note)
 
 
 def _element_directions(variable: Array) -> Iterator[Array]:
@@ -232,18 +237,19 @@ def _check_habits(problem: _Problem) -> Check:
     inputs, upstream = [x.copy() for x in problem.inputs], problem.upstream.copy()
     parameters = [parameter.data.copy() for parameter in problem.module.parameters()]
     first = problem.gradients(inputs, upstream)
-    touched = _largest_difference([*inputs, upstream], [*problem.inputs, problem.upstream])
-    changed = _largest_difference([p.data for p in problem.module.parameters()], parameters)
+    touched = _largest_difference([*problem.inputs, problem.upstream], [*inputs, upstream])
+    changed = _largest_difference(parameters, [p.data for p in problem.module.parameters()])
     second = problem.gradients()
     strided = problem.gradients([_strided(x) for x in problem.inputs], _strided(problem.upstream))
-    zero = problem.gradients(upstream=np.zeros_like(upstream))
+    zero = problem.gradients(upstream=np.zeros_like(problem.upstream))
+    zero.pop("output")
     nothing = [np.zeros_like(array) for array in zero.values()]
     failures = {
         "writes into its input or upstream": touched > 0,
         "changes a parameter": changed > 0,
         "a second run differs": _largest_difference(first.values(), second.values()) > 0,
         "memory layout matters": _largest_difference(first.values(), strided.values()) > 1e-12,
-        "a zero upstream gives more than zero": _largest_difference(zero.values(), nothing) > 0,
+        "a zero upstream gives more than zero": _largest_difference(nothing, zero.values()) > 0,
         "backward replaces the gradient instead of adding": _accumulates(problem, first) > 1e-12,
     }
     failed = [words for words, is_failure in failures.items() if is_failure]
@@ -253,19 +259,19 @@ def _check_habits(problem: _Problem) -> Check:
 def _accumulates(problem: _Problem, once: dict[str, Array]) -> float:
     """Return how far two backwards in a row are from twice the gradient of one, for the parameters."""
     problem.gradients()
-    problem.module(*problem.inputs)
+    problem.module(*map(np.copy, problem.inputs))
     problem.module.backward(np.copy(problem.upstream))
     names = [name for name, _ in problem.module.named_parameters()]
-    return _largest_difference([p.grad for p in problem.module.parameters()], [2 * once[name] for name in names])
+    return _largest_difference([2 * once[name] for name in names], [p.grad for p in problem.module.parameters()])
 
 
-def _largest_difference(these: Any, those: Any) -> float:
-    """Return the largest difference between two rows of arrays, relative to the size of each array."""
-    sizes = [
-        (float(np.abs(a - b).max(initial=0.0)), float(np.abs(b).max(initial=0.0)))
-        for a, b in zip(these, those, strict=True)
-    ]
-    return max((gap / (size or 1.0) for gap, size in sizes), default=0.0)
+def _largest_difference(expected: Iterable[Array], actual: Iterable[Array]) -> float:
+    """Return the largest difference between two rows of arrays, relative to the size of each; NaN is far from all."""
+    largest = 0.0
+    for wanted, got in zip(expected, actual, strict=True):
+        gap = float(np.nan_to_num(np.abs(got - wanted), nan=np.inf).max(initial=0.0))
+        largest = max(largest, gap / (float(np.abs(wanted).max(initial=0.0)) or 1.0))
+    return largest
 
 
 def _strided(x: Array) -> Array:

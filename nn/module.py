@@ -303,19 +303,20 @@ def pair(value: int | tuple[int, int], name: str, minimum: int) -> tuple[int, in
     Raises:
         ValueError: not one or two whole numbers, or one of them below ``minimum``.
     """
-    numbers = (value, value) if isinstance(value, int | np.integer) else tuple(value)
+    numbers = value if isinstance(value, tuple | list) else (value, value)
     if len(numbers) != 2 or any(not isinstance(n, int | np.integer) or n < minimum for n in numbers):
         raise ValueError(f"expected {name} as a whole number or a pair (height, width), each >= {minimum}, got {value}")
     return int(numbers[0]), int(numbers[1])
 
 
 def _export(array: Array, axes: tuple[int, ...] | None) -> NDArray[Any]:
-    return np.array(to_numpy(array).transpose(axes), order="C")  # our axes -> torchvision's, always a copy
+    ours = to_numpy(array)
+    return np.array(ours if axes is None else ours.transpose(axes), order="C")  # our axes -> torchvision's, a copy
 
 
 def _import(array: NDArray[Any], axes: tuple[int, ...] | None) -> NDArray[Any]:
-    inverse = None if axes is None else np.argsort(axes)
-    return np.array(np.asarray(array).transpose(inverse), order="C")  # torchvision's axes -> ours
+    theirs = np.asarray(array)
+    return np.array(theirs if axes is None else theirs.transpose(np.argsort(axes)), order="C")  # theirs -> ours
 
 
 def _exported_shape(array: Parameter | Buffer) -> tuple[int, ...]:

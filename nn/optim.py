@@ -31,7 +31,7 @@ class Optimizer:
         self.parameters = dict(parameters)
         if not self.parameters:
             raise ValueError("expected at least one parameter to optimise, got none")
-        if weight_decay < 0:
+        if not weight_decay >= 0:
             raise ValueError(f"expected a weight decay of 0 or more, got {weight_decay}")
         self.weight_decay, self.decay_all = float(weight_decay), decay_all
         self.steps = 0

@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 from nn.schedule import SCHEDULES
 from resnet.blocks import ACTIVATIONS
 from resnet.data import DATASETS
+from resnet.data.masks import TEMPLATES
 from resnet.models import MODELS, STEMS
 
 
@@ -32,6 +33,9 @@ class TrainingConfig:
     )
     data: str = option("orl", "faces to learn: the ORL database, or any folder with one folder a person", DATASETS)
     data_dir: str | None = option(None, "folder of the pictures; for orl the installed carrier package if not given")
+    template: str | None = option(
+        None, "where masks sit on aligned faces; by default orl for the ORL faces, else centred", TEMPLATES
+    )
     bad_pictures: str = option("stop", "what to do about pictures that cannot be read", ("stop", "skip"))
     test_share: float = option(0.5, "share of each person's photographs kept for testing", least=0.05, most=0.95)
     arch: str = option("resnet18", "network: " + ", ".join(MODELS), MODELS)
@@ -58,7 +62,7 @@ class TrainingConfig:
         for field in dataclasses.fields(self):
             value, rules = getattr(self, field.name), field.metadata
             name = "--" + field.name.replace("_", "-")
-            if rules["choices"] is not None and value not in rules["choices"]:
+            if rules["choices"] is not None and value not in (*rules["choices"], field.default):
                 raise ValueError(f"{name}: expected one of {', '.join(rules['choices'])}, got {value!r}")
             least, most = rules["least"], rules["most"]
             if (least is not None and not value >= least) or (most is not None and not value <= most):

@@ -1,17 +1,20 @@
 """The run folder: what a training writes, and where.
 
-config.json        all settings, the files of both sets, versions and machine
-metrics.csv        a row an epoch, written as soon as the epoch ends
-model.safetensors  weights and running statistics, with what one must know to use them
-results.json       accuracies of the network and of simple methods on the same split
-curves.png         loss, accuracies and learning rate by epoch
-predictions.png    masked test faces with the person predicted
+========================  ===========================================================================================
+``config.json``           all settings, the photographs of both sets, versions and machine
+``metrics.csv``           a row an epoch, written as soon as the epoch ends
+``model.safetensors``     weights and running statistics, with what one must know to use them
+``results.json``          accuracies of the network and of simple methods on the same split, with the settings
+``curves.png``            loss, accuracies and learning rate by epoch
+``predictions.png``       masked test faces with the person predicted
+========================  ===========================================================================================
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import os
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -85,9 +88,14 @@ def write_json(path: Path, facts: Mapping[str, Any]) -> None:
     write_atomically(path, (json.dumps(facts, indent=2) + "\n").encode())
 
 
-def machine() -> dict[str, str]:
+def machine() -> dict[str, Any]:
     """Return what a result depends on besides its settings: versions and platform."""
-    return {"python": platform.python_version(), "numpy": np.__version__, "platform": platform.platform()}
+    return {
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+    }
 
 
 def append_metrics(folder: Path, metrics: EpochMetrics) -> None:

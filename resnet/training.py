@@ -222,7 +222,9 @@ def prepare(config: TrainingConfig) -> Training:
         BackendError: the wanted backend cannot be used here.
     """
     backend = choose_backend(config.backend)
-    faces = load_faces(config.data, config.data_dir, config.image_size, bad_pictures=config.bad_pictures)
+    faces = load_faces(
+        config.data, config.data_dir, config.image_size, bad_pictures=config.bad_pictures, template=config.template
+    )
     train, test = split_by_person(faces.labels, config.test_share, rng=np.random.default_rng([config.seed, 0]))
     train_faces, test_faces = faces.take(train), faces.take(test)
     scaled = train_faces.pictures / 255.0
@@ -268,7 +270,8 @@ def run(config: TrainingConfig, *, quiet: bool = False) -> Path:
     folder = make_run_folder(config)
     say = (lambda *words: None) if quiet else tqdm.write
     say(describe(training))
-    write_json(folder / "config.json", facts(training))
+    files = {"train_files": training.train_faces.files, "test_files": training.tests["clean"].files}
+    write_json(folder / "config.json", facts(training) | files)
     history: list[EpochMetrics] = []
     try:
         for metrics in fit(training, quiet=quiet):
@@ -347,7 +350,7 @@ def finish(training: Training, history: list[EpochMetrics], folder: Path, say: A
     gallery = join(training.train_faces, train_masked)
     name = training.config.arch + (" LeakyReLU" if training.config.activation == "leaky_relu" else " ReLU")
     rows = evaluate_baselines(gallery, training.tests) | {name: training.test()}
-    write_json(folder / "results.json", rows)
+    write_json(folder / "results.json", facts(training) | {"rank1": rows, "epochs": [asdict(row) for row in history]})
     say(results_table(rows, len(masked), len(training.train_faces)))
     say("written: " + ", ".join(str(path) for path in sorted(folder.iterdir())))
 
@@ -406,15 +409,13 @@ def model_metadata(training: Training) -> dict[str, str]:
 
 
 def facts(training: Training) -> dict[str, Any]:
-    """Return what ``config.json`` keeps."""
+    """Return what a result depends on: settings, backend, sizes of the sets, versions and machine."""
     return {
         "settings": asdict(training.config),
         "backend": training.backend,
-        "mean": training.mean,
-        "std": training.std,
         "people": len(training.train_faces.people),
-        "train_files": list(training.train_faces.files),
-        "test_files": list(training.tests["clean"].files),
+        "train_photographs": len(training.train_faces),
+        "test_photographs": len(training.tests["clean"]),
         "notes": list(training.train_faces.notes),
         "machine": machine(),
     }
