@@ -37,15 +37,17 @@ class BackendError(RuntimeError):
     """The wanted backend cannot be used on this machine; the message says why and what to do."""
 
 
-def array_module(x: Array) -> ModuleType:
+def array_module(x: Any) -> ModuleType:
     """Return the module that ``x`` belongs to: ``numpy`` or ``cupy``.
 
-    An array class is defined in the module that has its functions, so the class's own module name tells which it is.
+    CuPy's array class is defined in the module that has its functions, so the class's own module name tells which.
 
     Raises:
         TypeError: ``x`` is not an array (a list, a number, None).
     """
-    if not hasattr(x, "dtype"):
+    if isinstance(x, np.ndarray | np.generic):
+        return np
+    if not hasattr(getattr(x, "dtype", None), "kind"):  # a list, a number, another library's tensor
         raise TypeError(f"expected a NumPy or CuPy array, got {type(x).__name__}: convert it with np.asarray first")
     return sys.modules[type(x).__module__]
 
@@ -68,6 +70,18 @@ def check_float(name: str, x: Array, *, like: Array | None = None, ndim: int | N
     if ndim is not None and x.ndim != ndim:
         axes = {4: "(N, H, W, C)", 2: "(N, C)"}.get(ndim, f"{ndim} axes")
         raise ValueError(f"expected {name} of shape {axes}, got {x.ndim} axes: {x.shape}")
+
+
+def check_upstream(dy: Array, shape: tuple[int, ...]) -> None:
+    """Check that an upstream gradient has the shape of the output; NumPy would spread a smaller one in silence.
+
+    Raises:
+        TypeError: not an array.
+        ValueError: another shape.
+    """
+    array_module(dy)
+    if dy.shape != shape:
+        raise ValueError(f"expected an upstream gradient of the output's shape {shape}, got {dy.shape}")
 
 
 def load_backend(name: str) -> ModuleType:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nn.backend import Array, array_module, check_float
+from nn.backend import Array, array_module, check_float, check_upstream
 from nn.module import Buffer, Module, Parameter
 
 
@@ -90,6 +90,7 @@ def batchnorm2d_backward(dy: Array, cache: BatchNormCache) -> tuple[Array, Array
     and its part along x̂: dx = γ/σ · (dy − mean(dy) − x̂·mean(dy·x̂)). ``nn.reference`` derives it step by step.
     """
     x_hat, inv_std, gamma, batch_statistics = cache
+    check_upstream(dy, x_hat.shape)
     dbeta = channel_sum(dy)  # (C,)
     dgamma = channel_sum(dy * x_hat)  # (C,)
     if not batch_statistics:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nn.backend import Array, array_module, check_float, in_threads, slices
+from nn.backend import Array, array_module, check_float, check_upstream, in_threads, slices
 from nn.init import he_normal, uniform_fan_in
 from nn.module import Module, Parameter, pair
 
@@ -120,7 +120,9 @@ def conv2d_backward(dy: Array, cache: ConvCache) -> tuple[Array, Array, Array | 
     From Y = cols @ W follow dW = colsᵀ @ dY and dcols = dY @ Wᵀ; dx adds up dcols, for im2col only copies.
     """
     x, weight, has_bias, stride, padding = cache
-    (n, oh, ow, f), (kh, kw, c, _) = dy.shape, weight.shape
+    (n, h, w, c), (kh, kw, _, f) = x.shape, weight.shape
+    oh, ow = output_size(h, kh, stride[0], padding[0]), output_size(w, kw, stride[1], padding[1])
+    check_upstream(dy, (n, oh, ow, f))
     matrix = weight.reshape(kh * kw * c, f)  # (KH, KW, C, F) -> (KH·KW·C, F)
     xp = array_module(x)
     dx = xp.empty(x.shape, dtype=x.dtype)

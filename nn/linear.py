@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nn.backend import Array, check_float
+from nn.backend import Array, check_float, check_upstream
 from nn.init import uniform_fan_in
 from nn.module import Module, Parameter
 
@@ -50,6 +50,7 @@ def linear_forward(x: Array, weight: Array, bias: Array | None = None) -> tuple[
 def linear_backward(dy: Array, cache: LinearCache) -> tuple[Array, Array, Array | None]:
     """Turn ``dy`` (N, F) into dx (N, C), dweight (C, F) and dbias (F,), None without a bias."""
     x, weight, has_bias = cache
+    check_upstream(dy, (len(x), weight.shape[1]))
     dx = dy @ weight.T  # (N, F) @ (F, C) -> (N, C)
     dweight = x.T @ dy  # (C, N) @ (N, F) -> (C, F)
     dbias = dy.sum(axis=0) if has_bias else None  # (N, F) -> (F,)

@@ -267,3 +267,22 @@ def test_a_picture_does_not_depend_on_its_neighbours_in_eval(name):
     whole = layer(*inputs)
     first = layer(*(x[:1] for x in inputs))
     assert_close(first, whole[:1])
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (Conv2d(2, 3, 3), (2, 5, 4, 2)),
+        (BatchNorm2d(2), (2, 5, 4, 2)),
+        (ReLU(), (2, 5, 4, 2)),
+        (LeakyReLU(0.1), (2, 5, 4, 2)),
+        (MaxPool2d(2), (2, 5, 4, 2)),
+        (GlobalAvgPool2d(), (2, 5, 4, 2)),
+        (Linear(4, 3), (2, 4)),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Module) else "",
+)
+def test_an_upstream_that_numpy_would_spread_is_refused(layer, shape, rng):
+    y = layer(normal(rng, shape, np.float32))
+    with pytest.raises(ValueError, match=r"upstream gradient of the output's shape .* got \(1, "):
+        layer.backward(np.ones((1, *y.shape[1:]), np.float32))
