@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from threadpoolctl import threadpool_info
 
 from nn import BackendError, array_module, backend, to_numpy
 from nn.backend import (
@@ -253,16 +252,17 @@ def test_few_pictures_or_a_single_core_are_one_share(n, workers, monkeypatch):
     assert in_threads(lambda share: (share.start, share.stop), n, np) == [(0, n)]
 
 
-def test_the_callers_blas_threads_come_back(monkeypatch):
+def test_a_thread_has_one_blas_thread_and_the_callers_setting_comes_back(monkeypatch):
     monkeypatch.setattr(backend, "cores", lambda: 2)
+    blas = backend._blas()
 
-    def blas_threads():
-        return {info["num_threads"] for info in threadpool_info() if info["user_api"] == "blas"}
+    def blas_threads() -> set[int]:
+        return {library["num_threads"] for library in blas.info() if library["user_api"] == "blas"}
 
-    before = blas_threads()
-    inside = in_threads(lambda share: blas_threads(), 4, np)
-    assert inside == [{1}, {1}]
-    assert blas_threads() == before
+    with blas.limit(limits=2, user_api="blas"):
+        assert blas_threads() == {2}
+        assert in_threads(lambda share: blas_threads(), 4, np) == [{1}, {1}]
+        assert blas_threads() == {2}
 
 
 def test_an_error_in_a_thread_reaches_the_caller(monkeypatch):

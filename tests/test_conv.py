@@ -155,11 +155,13 @@ def test_output_size_rounds_down(size, kernel, stride, padding, expected):
 
 
 @pytest.mark.parametrize("slice_bytes", [1, 20_000, 2**40])  # one picture at a time, a few, all at once
-def test_slicing_the_batch_changes_nothing(slice_bytes, monkeypatch, rng):
+@pytest.mark.parametrize("cores", [1, 2, 3])  # seven pictures among three threads: 2, 2, 3
+def test_slices_and_threads_change_nothing(slice_bytes, cores, monkeypatch, rng):
     x, weight, bias = normal(rng, (7, 6, 5, 3)), normal(rng, (3, 3, 3, 4)), normal(rng, (4,))
     dy = normal(rng, (7, 3, 5, 4))
     expected, twin_cache = reference.conv2d_forward(x, weight, bias, (2, 1), 1)
     monkeypatch.setattr(backend, "CPU_SLICE_BYTES", slice_bytes)
+    monkeypatch.setattr(backend, "cores", lambda: cores)
     y, cache = conv2d_forward(x, weight, bias, (2, 1), 1)
     assert_close(y, expected)
     for gradient, truth in zip(conv2d_backward(dy, cache), reference.conv2d_backward(dy, twin_cache), strict=True):
@@ -240,6 +242,7 @@ def test_multiply_adds_of_resnets_first_convolution():
         (np.zeros((2, 8, 8, 3), np.float64), TypeError, ["float32", "float64", "astype"]),
         (np.zeros((2, 2, 9, 3), np.float32), ValueError, ["5×3", "2×9", "padding 1, 0"]),
         (np.zeros((2, 9, 2, 3), np.float32), ValueError, ["5×3", "9×2", "padding 1, 0"]),
+        (np.zeros((0, 8, 8, 3), np.float32), ValueError, ["at least one picture", "(0, 8, 8, 3)"]),
         ([[1.0]], TypeError, ["array", "list"]),
     ],
 )
