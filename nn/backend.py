@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from functools import cache
 from itertools import pairwise
 from types import ModuleType
@@ -171,9 +172,10 @@ def in_threads(work: Callable[[slice], Result], n: int, xp: ModuleType) -> list[
     workers = cores() if xp is np else 1
     if workers == 1 or n < workers:
         return [work(slice(0, n))]
-    edges = [n * share // workers for share in range(workers + 1)]
+    shares = [slice(*edges) for edges in pairwise(n * share // workers for share in range(workers + 1))]
+    contexts = [copy_context() for _ in shares]  # the caller's np.errstate holds in the threads, too
     with _blas().limit(limits=1, user_api="blas"):
-        return list(_threads(workers).map(work, [slice(*edge) for edge in pairwise(edges)]))
+        return list(_threads(workers).map(lambda context, share: context.run(work, share), contexts, shares))
 
 
 def cores() -> int:

@@ -85,10 +85,11 @@ class Trainer:
         """
         xp = array_module(self.model.fc.weight.data)
         self.model.zero_grad()
-        logits = self.model(xp.asarray(x))  # (N, K)
-        loss = self.loss(logits, labels)
-        self.model.backward(self.loss.backward())
-        self.optimizer.step(self.learning_rate)
+        with np.errstate(over="ignore", invalid="ignore"):  # a loss that is not finite is reported with its step
+            logits = self.model(xp.asarray(x))  # (N, K)
+            loss = self.loss(logits, labels)
+            self.model.backward(self.loss.backward())
+            self.optimizer.step(self.learning_rate)
         self.steps += 1
         return loss, (logits.argmax(axis=1) == xp.asarray(labels)).sum()
 

@@ -265,6 +265,12 @@ def test_a_thread_has_one_blas_thread_and_the_callers_setting_comes_back(monkeyp
         assert blas_threads() == {2}
 
 
+def test_the_callers_errstate_holds_in_the_threads(monkeypatch):
+    monkeypatch.setattr(backend, "cores", lambda: 2)
+    with np.errstate(divide="raise"), pytest.raises(FloatingPointError):
+        in_threads(lambda share: np.ones(1) / 0, 4, np)
+
+
 def test_an_error_in_a_thread_reaches_the_caller(monkeypatch):
     monkeypatch.setattr(backend, "cores", lambda: 2)
     with pytest.raises(ZeroDivisionError):

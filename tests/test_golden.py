@@ -39,7 +39,7 @@ def file_of(name: str) -> Path:
 
 
 def condense(results: Mapping[str, Array]) -> dict[str, Array]:
-    """Replace each large tensor by its norm and its projection on a direction drawn for it, which is as long."""
+    """Replace each large tensor by its norm and its projection on a random direction (numbers of variance 1)."""
     return {name: _condensed(array) if array.size > LARGEST else array for name, array in results.items()}
 
 

@@ -139,7 +139,6 @@ class ResNet(nn.Module):
 #: Block, depths, widths, shortcut of the networks that the tests compare (He et al. 2015, table 1 and section 4.2).
 NETWORKS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...], tuple[int, ...], str | None]] = {
     "resnet18": (BasicBlock, (2, 2, 2, 2), (64, 128, 256, 512), "B"),
-    "plain18": (BasicBlock, (2, 2, 2, 2), (64, 128, 256, 512), None),
     "resnet50": (Bottleneck, (3, 4, 6, 3), (64, 128, 256, 512), "B"),
     "resnet20": (BasicBlock, (3, 3, 3), (16, 32, 64), "A"),
     "plain20": (BasicBlock, (3, 3, 3), (16, 32, 64), None),
