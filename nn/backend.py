@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from contextvars import copy_context
 from functools import cache
 from itertools import pairwise
@@ -174,7 +175,7 @@ def in_threads(work: Callable[[slice], Result], n: int, xp: ModuleType) -> list[
         return [work(slice(0, n))]
     shares = [slice(*edges) for edges in pairwise(n * share // workers for share in range(workers + 1))]
     contexts = [copy_context() for _ in shares]  # the caller's np.errstate holds in the threads, too
-    with _blas().limit(limits=1, user_api="blas"):
+    with one_blas_thread():
         return list(_threads(workers).map(lambda context, share: context.run(work, share), contexts, shares))
 
 
@@ -186,6 +187,14 @@ def cores() -> int:
 @cache
 def _threads(workers: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(workers, thread_name_prefix="slice")
+
+
+def one_blas_thread() -> AbstractContextManager[Any]:
+    """Return a context in which each matrix product is done by one BLAS thread; then the caller's setting comes back.
+
+    For our own threads, and for products so small that waking a second BLAS thread takes longer than it saves.
+    """
+    return _blas().limit(limits=1, user_api="blas")
 
 
 @cache

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from nn import SGD, SoftmaxCrossEntropy
-from nn.backend import Array, array_module, choose_backend, to_numpy
+from nn.backend import Array, array_module, choose_backend, one_blas_thread, to_numpy
 from nn.checkpoint import save_weights
 from nn.schedule import make_schedule
 from resnet.baselines import evaluate_baselines
@@ -85,7 +85,10 @@ class Trainer:
         """
         xp = array_module(self.model.fc.weight.data)
         self.model.zero_grad()
-        with np.errstate(over="ignore", invalid="ignore"):  # a loss that is not finite is reported with its step
+        with (
+            one_blas_thread(),
+            np.errstate(over="ignore", invalid="ignore"),
+        ):  # a loss that is not finite is reported with its step
             logits = self.model(xp.asarray(x))  # (N, K)
             loss = self.loss(logits, labels)
             self.model.backward(self.loss.backward())
@@ -202,10 +205,11 @@ def predict(
     was_training = model.training
     xp = array_module(model.fc.weight.data)
     model.inference()
-    parts = [
-        model(xp.asarray(to_network_input(pictures[start : start + batch_size], mean, std)))
-        for start in range(0, len(pictures), batch_size)
-    ]
+    with one_blas_thread():
+        parts = [
+            model(xp.asarray(to_network_input(pictures[start : start + batch_size], mean, std)))
+            for start in range(0, len(pictures), batch_size)
+        ]
     if was_training:
         model.train()
     else:
