@@ -379,6 +379,19 @@ class WritesTheSameAgain(Double):
         return dx
 
 
+class WritesTheSameAgainAndLearns(Linear):
+    """The same with parameters: while these are moved, the input must not be silenced for good."""
+
+    def forward(self, x):
+        x[..., 0] = 0
+        return super().forward(x.copy())
+
+    def backward(self, dy):
+        dx = super().backward(dy)
+        dx[..., 0] = 0
+        return dx
+
+
 class SpoilsUpstream(Double):
     def backward(self, dy):
         dx = super().backward(dy)
@@ -393,6 +406,7 @@ class SpoilsUpstream(Double):
         (ForgetsToSpread(), (2, 3, 4, 2)),
         (ReadsBetweenTheNumbers(), (2, 3, 4, 2)),
         (WritesTheSameAgain(), (2, 3, 4, 2)),
+        (WritesTheSameAgainAndLearns(4, 3), (3, 4)),
         (SpoilsUpstream(), (2, 3, 4, 2)),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Module) else "",

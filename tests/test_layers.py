@@ -205,6 +205,22 @@ def test_two_equal_layers_share_nothing(name):
     assert all(not np.any(parameter.grad) for parameter in twin.parameters())
 
 
+NOT_CHECKING = ("Add", "Flatten", "PadShortcut", "SoftmaxCrossEntropy")  # they hand dy on, reshape it, or take a number
+
+
+@pytest.mark.parametrize("name", [name for name in LAYERS if name not in NOT_CHECKING])
+def test_an_upstream_of_another_shape_is_named(name):
+    """NumPy would spread one channel over all, and a convolution would take turned pictures for its own."""
+    layer, inputs, upstream = prepare(name)
+    others = [upstream[..., :1], upstream[:1]] + ([upstream.swapaxes(1, 2)] if upstream.ndim == 4 else [])
+    for other in (array for array in others if array.shape != upstream.shape):
+        layer(*inputs)
+        with pytest.raises(ValueError, match="upstream gradient of the output's shape") as caught:
+            layer.backward(other)
+        assert str(upstream.shape) in str(caught.value)
+        assert str(other.shape) in str(caught.value)
+
+
 @REMEMBERING
 def test_every_backward_needs_its_own_forward(name):
     layer, inputs, upstream = prepare(name)

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from conftest import assert_close, normal
+from conftest import assert_close, frozen, normal
 
 from nn import SGD, Adam, Parameter
 from nn.optim import Optimizer
@@ -162,12 +162,14 @@ def test_weight_decay_shrinks_a_weight_without_gradient_by_hand():
 
 
 @pytest.mark.parametrize(
-    "make", [lambda p: SGD(p, 0.9, True, 0.1), lambda p: Adam(p, weight_decay=0.1)], ids=["SGD", "Adam"]
+    "make",
+    [SGD, lambda p: SGD(p, 0.9), lambda p: SGD(p, 0.9, True), lambda p: SGD(p, 0.9, True, 0.1), Adam],
+    ids=["plain", "momentum", "Nesterov", "decay", "Adam"],
 )
 def test_a_step_reads_the_gradient_and_writes_into_the_very_array(make):
     """A layer holds the array, and two optimisers or a gradient clip may want the same gradient."""
     w = one()
-    array, gradient = w.data, np.array([0.5])
+    array, gradient = w.data, frozen(np.array([0.5]))  # writing would raise
     w.add_grad(gradient)
     steps = make([("w", w)])
     for _ in range(3):
