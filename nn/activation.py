@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from nn.backend import Array, array_module, check_float, check_upstream
+from nn.backend import Array, array_module, check_float, checked_upstream
 from nn.module import Module
 
 
@@ -28,7 +28,7 @@ def relu_forward(x: Array) -> tuple[Array, ActivationCache]:
 
 def relu_backward(dy: Array, cache: ActivationCache) -> Array:
     """Let ``dy`` through where the input was positive; the same shape."""
-    check_upstream(dy, cache.y.shape)
+    dy = checked_upstream(dy, cache.y.shape, cache.y.dtype)
     return dy * (cache.y > 0)
 
 
@@ -47,14 +47,14 @@ def leaky_relu_forward(x: Array, negative_slope: float = 0.01) -> tuple[Array, A
     if negative_slope == 0:
         return relu_forward(x)  # not 0·x, which is NaN at −∞
     check_float("x", x)
-    y = x * negative_slope
+    y = array_module(x).asarray(x * negative_slope)  # of a single number, 0-d, x * slope is no array
     array_module(x).maximum(x, y, out=y)  # for slopes up to 1 the larger of x and slope·x is the right one
     return y, ActivationCache(y)
 
 
 def leaky_relu_backward(dy: Array, cache: ActivationCache, negative_slope: float = 0.01) -> Array:
     """Let ``dy`` through where the input was positive, slope·dy elsewhere; the same shape."""
-    check_upstream(dy, cache.y.shape)
+    dy = checked_upstream(dy, cache.y.shape, cache.y.dtype)
     factor = (cache.y > 0).astype(dy.dtype)  # 1 on the positive side, 0 on the other
     array_module(dy).maximum(factor, check_slope(negative_slope), out=factor)
     factor *= dy  # in place, and several times as fast as a choice between dy and slope·dy for each number

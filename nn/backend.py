@@ -74,8 +74,13 @@ def check_float(name: str, x: Array, *, like: Array | None = None, ndim: int | N
         raise ValueError(f"expected {name} of shape {axes}, got {x.ndim} axes: {x.shape}")
 
 
-def check_upstream(dy: Array, shape: tuple[int, ...]) -> None:
-    """Check that an upstream gradient has the shape of the output; NumPy would spread a smaller one in silence.
+def checked_upstream(dy: Array, shape: tuple[int, ...], dtype: Any = None) -> Array:
+    """Return an upstream gradient after checking its shape; NumPy would spread a smaller one in silence.
+
+    Args:
+        dy: upstream gradient.
+        shape: of the output that it belongs to.
+        dtype: of the layer; another floating-point type is converted, so that float64 cannot creep in from behind.
 
     Raises:
         TypeError: not an array.
@@ -84,6 +89,7 @@ def check_upstream(dy: Array, shape: tuple[int, ...]) -> None:
     array_module(dy)
     if dy.shape != shape:
         raise ValueError(f"expected an upstream gradient of the output's shape {shape}, got {dy.shape}")
+    return dy if dtype is None else dy.astype(dtype, copy=False)
 
 
 def load_backend(name: str) -> ModuleType:
@@ -187,6 +193,10 @@ def cores() -> int:
 @cache
 def _threads(workers: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(workers, thread_name_prefix="slice")
+
+
+if hasattr(os, "register_at_fork"):  # threads do not survive a fork: a child that waited for them would hang
+    os.register_at_fork(after_in_child=_threads.cache_clear)
 
 
 def one_blas_thread() -> AbstractContextManager[Any]:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nn.backend import Array, array_module, check_float, check_upstream
+from nn.backend import Array, array_module, check_float, checked_upstream
 from nn.module import Buffer, Module, Parameter
 
 
@@ -90,7 +90,7 @@ def batchnorm2d_backward(dy: Array, cache: BatchNormCache) -> tuple[Array, Array
     and its part along x̂: dx = γ/σ · (dy − mean(dy) − x̂·mean(dy·x̂)). ``nn.reference`` derives it step by step.
     """
     x_hat, inv_std, gamma, batch_statistics = cache
-    check_upstream(dy, x_hat.shape)
+    dy = checked_upstream(dy, x_hat.shape, x_hat.dtype)
     dbeta = channel_sum(dy)  # (C,)
     dgamma = channel_sum(dy * x_hat)  # (C,)
     if not batch_statistics:
@@ -119,9 +119,17 @@ class BatchNorm2d(Module):
         channels: C.
         eps: ε added to the variance.
         momentum: weight of the new value in the running statistics.
+
+    Raises:
+        ValueError: no channels, a negative eps, or a momentum outside [0, 1].
     """
 
     def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        if channels < 1 or not eps >= 0 or not 0 <= momentum <= 1:
+            raise ValueError(
+                "expected at least 1 channel, eps of at least 0 and momentum from 0 to 1, "
+                f"got {channels}, {eps} and {momentum}"
+            )
         self.eps, self.momentum = float(eps), float(momentum)
         self.weight = Parameter(np.ones(channels, np.float32), decay=False)
         self.bias = Parameter(np.zeros(channels, np.float32), decay=False)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nn.backend import Array, array_module, check_float, check_upstream, in_threads, slices
+from nn.backend import Array, array_module, check_float, checked_upstream, in_threads, slices
 from nn.init import he_normal, uniform_fan_in
 from nn.module import Module, Parameter, pair
 
@@ -97,7 +97,7 @@ def conv2d_forward(
     check_float("x", x, like=weight, ndim=4)
     stride, padding = pair(stride, "stride", 1), pair(padding, "padding", 0)
     (n, h, w, c), (kh, kw, _, f) = x.shape, weight.shape
-    _check_sizes(x.shape, weight.shape, padding)
+    _check_sizes(x.shape, weight.shape, padding, bias)
     oh, ow = output_size(h, kh, stride[0], padding[0]), output_size(w, kw, stride[1], padding[1])
     matrix = weight.reshape(kh * kw * c, f)  # (KH, KW, C, F) -> (KH·KW·C, F)
     xp = array_module(x)
@@ -122,7 +122,7 @@ def conv2d_backward(dy: Array, cache: ConvCache) -> tuple[Array, Array, Array | 
     x, weight, has_bias, stride, padding = cache
     (n, h, w, c), (kh, kw, _, f) = x.shape, weight.shape
     oh, ow = output_size(h, kh, stride[0], padding[0]), output_size(w, kw, stride[1], padding[1])
-    check_upstream(dy, (n, oh, ow, f))
+    dy = checked_upstream(dy, (n, oh, ow, f), x.dtype)
     matrix = weight.reshape(kh * kw * c, f)  # (KH, KW, C, F) -> (KH·KW·C, F)
     xp = array_module(x)
     dx = xp.empty(x.shape, dtype=x.dtype)
@@ -143,10 +143,12 @@ def conv2d_backward(dy: Array, cache: ConvCache) -> tuple[Array, Array, Array | 
     return dx, dmatrix.reshape(weight.shape), dbias  # dweight: (KH·KW·C, F) -> (KH, KW, C, F)
 
 
-def _check_sizes(x: tuple[int, ...], weight: tuple[int, ...], padding: tuple[int, int]) -> None:
-    (n, h, w, c), (kh, kw, channels, _), (ph, pw) = x, weight, padding
+def _check_sizes(x: tuple[int, ...], weight: tuple[int, ...], padding: tuple[int, int], bias: Array | None) -> None:
+    (n, h, w, c), (kh, kw, channels, f), (ph, pw) = x, weight, padding
     if n == 0:
         raise ValueError(f"expected at least one picture, got x {x}")
+    if bias is not None and bias.shape != (f,):
+        raise ValueError(f"expected a bias of shape ({f},), one number a filter, got {bias.shape}")
     if c != channels:
         raise ValueError(
             f"expected x with {channels} channels last, (N, H, W, {channels}), got {x}: pictures are channels-last here"

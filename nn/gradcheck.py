@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nn.backend import one_blas_thread
 from nn.module import Module
 
 Array = NDArray[Any]
@@ -99,9 +100,10 @@ def gradcheck(
     elsewhere = [x + rng.normal(size=x.shape) for x in point]  # a layer that clings to its first input is found out
     upstream = np.asarray(rng.normal(size=np.shape(module(*elsewhere))))
     problem = _Problem(module, point, upstream)
-    checks = _check_gradients(problem, rng, step, directions, attempts)
-    rows = [replace(check, layer=name, tolerance=tolerance) for check in checks]
-    return [*rows, replace(_check_habits(problem), layer=name)]
+    with one_blas_thread():  # thousands of small products
+        checks = _check_gradients(problem, rng, step, directions, attempts)
+        habits = _check_habits(problem)
+    return [*(replace(check, layer=name, tolerance=tolerance) for check in checks), replace(habits, layer=name)]
 
 
 class _Problem:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nn.backend import Array, check_float, check_upstream
+from nn.backend import Array, check_float, checked_upstream
 from nn.init import uniform_fan_in
 from nn.module import Module, Parameter
 
@@ -41,6 +41,8 @@ def linear_forward(x: Array, weight: Array, bias: Array | None = None) -> tuple[
     check_float("x", x, like=weight, ndim=2)
     if x.shape[1] != weight.shape[0]:
         raise ValueError(f"expected x of shape (N, {weight.shape[0]}), got {x.shape}")
+    if bias is not None and bias.shape != weight.shape[1:]:
+        raise ValueError(f"expected a bias of shape {weight.shape[1:]}, got {bias.shape}")
     y = x @ weight  # (N, C) @ (C, F) -> (N, F)
     if bias is not None:
         y += bias  # (N, F) + (F,)
@@ -50,7 +52,7 @@ def linear_forward(x: Array, weight: Array, bias: Array | None = None) -> tuple[
 def linear_backward(dy: Array, cache: LinearCache) -> tuple[Array, Array, Array | None]:
     """Turn ``dy`` (N, F) into dx (N, C), dweight (C, F) and dbias (F,), None without a bias."""
     x, weight, has_bias = cache
-    check_upstream(dy, (len(x), weight.shape[1]))
+    dy = checked_upstream(dy, (len(x), weight.shape[1]), x.dtype)
     dx = dy @ weight.T  # (N, F) @ (F, C) -> (N, C)
     dweight = x.T @ dy  # (C, N) @ (N, F) -> (C, F)
     dbias = dy.sum(axis=0) if has_bias else None  # (N, F) -> (F,)

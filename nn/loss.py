@@ -64,6 +64,8 @@ def cross_entropy_forward(
     """
     check_float("logits", logits, ndim=2)
     n, k = logits.shape
+    if n == 0:
+        raise ValueError(f"expected at least one picture, got logits {logits.shape}")
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"expected label smoothing from 0 to below 1, got {label_smoothing}")
     xp = array_module(logits)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from nn.backend import Array, array_module, check_float, check_upstream
+from nn.backend import Array, array_module, check_float, checked_upstream
 from nn.module import Module, pair
 
 
@@ -81,7 +81,7 @@ def max_pool2d_forward(
 def max_pool2d_backward(dy: Array, cache: MaxPoolCache) -> Array:
     """Send each ``dy`` (N, OH, OW, C) to its window's first maximum; windows that share it add up: dx (N, H, W, C)."""
     winner, (n, h, w, c), kernel, stride, (ph, pw) = cache
-    check_upstream(dy, winner.shape)
+    dy = checked_upstream(dy, winner.shape)
     dx = array_module(dy).zeros((n, h + 2 * ph, w + 2 * pw, c), dtype=dy.dtype)
     for number, tap in enumerate(taps(kernel, stride, dy.shape[1:3])):
         dx[tap] += dy * (winner == number)  # (N, OH, OW, C)
@@ -140,7 +140,7 @@ def global_avg_pool_forward(x: Array) -> tuple[Array, tuple[int, ...]]:
 def global_avg_pool_backward(dy: Array, x_shape: tuple[int, ...]) -> Array:
     """Share each ``dy`` (N, 1, 1, C) equally among the H·W places: dx (N, H, W, C)."""
     n, h, w, c = x_shape
-    check_upstream(dy, (n, 1, 1, c))
+    dy = checked_upstream(dy, (n, 1, 1, c))
     dx: Array = array_module(dy).empty(x_shape, dtype=dy.dtype)
     dx[...] = dy / (h * w)  # (N, 1, 1, C) spread over (N, H, W, C)
     return dx

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import subprocess
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -275,3 +277,22 @@ def test_an_error_in_a_thread_reaches_the_caller(monkeypatch):
     monkeypatch.setattr(backend, "cores", lambda: 2)
     with pytest.raises(ZeroDivisionError):
         in_threads(lambda share: 1 // share.start, 4, np)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_a_forked_child_has_threads_of_its_own():
+    """In a process of its own, as pytest's threads and a fork do not go together."""
+    program = """
+import os, signal
+import numpy as np
+from nn import backend
+backend.cores = lambda: 2
+work = lambda share: share.stop
+assert backend.in_threads(work, 4, np) == [2, 4]
+child = os.fork()
+if child == 0:
+    os._exit(0 if backend.in_threads(work, 4, np) == [2, 4] else 1)
+_, status = os.waitpid(child, 0)
+assert status == 0
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, timeout=60)

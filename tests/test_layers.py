@@ -23,7 +23,10 @@ from nn import (
     Module,
     ReLU,
     Sequential,
+    SoftmaxCrossEntropy,
 )
+from nn.conv import conv2d_forward
+from nn.linear import linear_forward
 from resnet.blocks import BasicBlock, Bottleneck, PadShortcut, PlainBasicBlock, PlainBottleneck, Recipe
 from resnet.gradcheck_cases import LossOfLabels
 
@@ -302,3 +305,37 @@ def test_an_upstream_that_numpy_would_spread_is_refused(layer, shape, rng):
     y = layer(normal(rng, shape, np.float32))
     with pytest.raises(ValueError, match=r"upstream gradient of the output's shape .* got \(1, "):
         layer.backward(np.ones((1, *y.shape[1:]), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (Conv2d(2, 3, 3), (2, 5, 4, 2)),
+        (BatchNorm2d(2), (2, 5, 4, 2)),
+        (ReLU(), (2, 5, 4, 2)),
+        (LeakyReLU(0.1), (2, 5, 4, 2)),
+        (Linear(4, 3), (2, 4)),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Module) else "",
+)
+def test_float64_cannot_creep_in_from_behind(layer, shape, rng):
+    y = layer(normal(rng, shape, np.float32))
+    assert layer.backward(normal(rng, y.shape)).dtype == np.float32
+    assert all(parameter.grad.dtype == np.float32 for parameter in layer.parameters())
+
+
+@pytest.mark.parametrize(
+    ("work", "words"),
+    [
+        (lambda: BatchNorm2d(0), "at least 1 channel"),
+        (lambda: BatchNorm2d(2, eps=-1), "eps of at least 0"),
+        (lambda: BatchNorm2d(2, momentum=7), "momentum from 0 to 1"),
+        (lambda: conv2d_forward(np.ones((1, 3, 3, 2)), np.ones((3, 3, 2, 4)), np.ones(1)), r"bias of shape \(4,\)"),
+        (lambda: linear_forward(np.ones((1, 3)), np.ones((3, 4)), np.ones(1)), r"bias of shape \(4,\)"),
+        (lambda: SoftmaxCrossEntropy()(np.ones((0, 3)), np.ones(0, int)), "at least one picture"),
+        (lambda: Conv2d(2, 3, 3)(np.ones((0, 5, 5, 2), np.float32)), "at least one picture"),
+    ],
+)
+def test_impossible_settings_and_arrays_are_named(work, words):
+    with pytest.raises(ValueError, match=words):
+        work()
