@@ -31,6 +31,8 @@ BACKENDS = ("numpy", "cupy")
 
 #: Patches of one slice on the CPU: small enough to stay in a core's cache until the matrix product has read them.
 CPU_SLICE_BYTES = 2 * 2**20
+#: Working memory from which a job is worth being shared out among threads.
+THREADING_BYTES = 2**18
 #: Share of the GPU's free memory that the patches of one slice may take.
 GPU_FREE_SHARE = 0.25
 
@@ -161,23 +163,25 @@ def synchronize(xp: ModuleType) -> None:
         xp.cuda.get_current_stream().synchronize()
 
 
-def in_threads(work: Callable[[slice], Result], n: int, xp: ModuleType) -> list[Result]:
+def in_threads(work: Callable[[slice], Result], n: int, bytes_each: int, xp: ModuleType) -> list[Result]:
     """Share out ``n`` pictures among the cores: call ``work`` on a slice of the batch in each of as many threads.
 
     NumPy lets go of the interpreter while it computes, so the threads really run side by side. Each has its matrix
     products done by one BLAS thread, its own: two layers of threads would only get in each other's way. The caller's
-    BLAS setting comes back at the end. With fewer pictures than cores, BLAS's own threads do better; a GPU needs none.
+    BLAS setting comes back at the end. With fewer pictures than cores, BLAS's own threads do better; for little work,
+    waking threads takes longer than it saves; a GPU needs none.
 
     Args:
         work: gets a slice of the batch, never an empty one; must not touch what belongs to other slices.
         n: pictures in the batch.
+        bytes_each: working memory one picture needs, in bytes.
         xp: the array module.
 
     Returns:
         what ``work`` returned, in the order of the slices.
     """
     workers = cores() if xp is np else 1
-    if workers == 1 or n < workers:
+    if workers == 1 or n < workers or n * bytes_each < THREADING_BYTES:
         return [work(slice(0, n))]
     shares = [slice(*edges) for edges in pairwise(n * share // workers for share in range(workers + 1))]
     contexts = [copy_context() for _ in shares]  # the caller's np.errstate holds in the threads, too

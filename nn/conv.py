@@ -102,13 +102,14 @@ def conv2d_forward(
     matrix = weight.reshape(kh * kw * c, f)  # (KH, KW, C, F) -> (KH·KW·C, F)
     xp = array_module(x)
     y = xp.empty((n, oh, ow, f), dtype=x.dtype)
+    patch_bytes = oh * ow * kh * kw * c * x.itemsize  # of one picture
 
     def convolve(share: slice) -> None:
-        for part in slices(share, oh * ow * kh * kw * c * x.itemsize, xp):
+        for part in slices(share, patch_bytes, xp):
             cols = im2col(x[part], (kh, kw), stride, padding)  # (n·OH·OW, KH·KW·C)
             xp.matmul(cols, matrix, out=y[part].reshape(-1, f))  # (n·OH·OW, KH·KW·C) @ (KH·KW·C, F) -> (n·OH·OW, F)
 
-    in_threads(convolve, n, xp)
+    in_threads(convolve, n, patch_bytes, xp)
     if bias is not None:
         y += bias  # (N, OH, OW, F) + (F,)
     return y, ConvCache(x, weight, bias is not None, stride, padding)
@@ -126,6 +127,7 @@ def conv2d_backward(dy: Array, cache: ConvCache) -> tuple[Array, Array, Array | 
     matrix = weight.reshape(kh * kw * c, f)  # (KH, KW, C, F) -> (KH·KW·C, F)
     xp = array_module(x)
     dx = xp.empty(x.shape, dtype=x.dtype)
+    patch_bytes = 2 * oh * ow * kh * kw * c * x.itemsize  # cols and dcols of one picture
 
     def backward_slice(part: slice) -> Array:
         cols = im2col(x[part], (kh, kw), stride, padding)  # (n·OH·OW, KH·KW·C)
@@ -135,10 +137,9 @@ def conv2d_backward(dy: Array, cache: ConvCache) -> tuple[Array, Array, Array | 
         return cols.T @ rows  # (KH·KW·C, n·OH·OW) @ (n·OH·OW, F) -> (KH·KW·C, F)
 
     def backward_share(share: slice) -> Array:
-        bytes_each = 2 * oh * ow * kh * kw * c * x.itemsize  # cols and dcols
-        return reduce(iadd, map(backward_slice, slices(share, bytes_each, xp)))  # (KH·KW·C, F)
+        return reduce(iadd, map(backward_slice, slices(share, patch_bytes, xp)))  # (KH·KW·C, F)
 
-    dmatrix = reduce(iadd, in_threads(backward_share, n, xp))  # (KH·KW·C, F)
+    dmatrix = reduce(iadd, in_threads(backward_share, n, patch_bytes, xp))  # (KH·KW·C, F)
     dbias = dy.sum(axis=2).sum(axis=(0, 1)) if has_bias else None  # (N, OH, OW, F) -> (N, OH, F) -> (F,)
     return dx, dmatrix.reshape(weight.shape), dbias  # dweight: (KH·KW·C, F) -> (KH, KW, C, F)
 

@@ -244,14 +244,14 @@ def test_check_float_names_what_does_not_fit(x, options, error, words):
 
 def test_work_is_shared_out_in_order_and_each_share_is_done_once(monkeypatch):
     monkeypatch.setattr(backend, "cores", lambda: 3)
-    shares = in_threads(lambda share: (share.start, share.stop), 10, np)
+    shares = in_threads(lambda share: (share.start, share.stop), 10, 2**20, np)
     assert shares == [(0, 3), (3, 6), (6, 10)]
 
 
-@pytest.mark.parametrize(("n", "workers"), [(1, 2), (3, 4), (5, 1)])
-def test_few_pictures_or_a_single_core_are_one_share(n, workers, monkeypatch):
+@pytest.mark.parametrize(("n", "workers", "bytes_each"), [(1, 2, 2**20), (3, 4, 2**20), (5, 1, 2**20), (4, 2, 2**10)])
+def test_few_pictures_a_single_core_or_little_work_are_one_share(n, workers, bytes_each, monkeypatch):
     monkeypatch.setattr(backend, "cores", lambda: workers)
-    assert in_threads(lambda share: (share.start, share.stop), n, np) == [(0, n)]
+    assert in_threads(lambda share: (share.start, share.stop), n, bytes_each, np) == [(0, n)]
 
 
 def test_a_thread_has_one_blas_thread_and_the_callers_setting_comes_back(monkeypatch):
@@ -263,20 +263,20 @@ def test_a_thread_has_one_blas_thread_and_the_callers_setting_comes_back(monkeyp
 
     with blas.limit(limits=2, user_api="blas"):
         assert blas_threads() == {2}
-        assert in_threads(lambda share: blas_threads(), 4, np) == [{1}, {1}]
+        assert in_threads(lambda share: blas_threads(), 4, 2**20, np) == [{1}, {1}]
         assert blas_threads() == {2}
 
 
 def test_the_callers_errstate_holds_in_the_threads(monkeypatch):
     monkeypatch.setattr(backend, "cores", lambda: 2)
     with np.errstate(divide="raise"), pytest.raises(FloatingPointError):
-        in_threads(lambda share: np.ones(1) / 0, 4, np)
+        in_threads(lambda share: np.ones(1) / 0, 4, 2**20, np)
 
 
 def test_an_error_in_a_thread_reaches_the_caller(monkeypatch):
     monkeypatch.setattr(backend, "cores", lambda: 2)
     with pytest.raises(ZeroDivisionError):
-        in_threads(lambda share: 1 // share.start, 4, np)
+        in_threads(lambda share: 1 // share.start, 4, 2**20, np)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
@@ -288,10 +288,10 @@ import numpy as np
 from nn import backend
 backend.cores = lambda: 2
 work = lambda share: share.stop
-assert backend.in_threads(work, 4, np) == [2, 4]
+assert backend.in_threads(work, 4, 2**20, np) == [2, 4]
 child = os.fork()
 if child == 0:
-    os._exit(0 if backend.in_threads(work, 4, np) == [2, 4] else 1)
+    os._exit(0 if backend.in_threads(work, 4, 2**20, np) == [2, 4] else 1)
 _, status = os.waitpid(child, 0)
 assert status == 0
 """

@@ -162,6 +162,7 @@ def test_slices_and_threads_change_nothing(slice_bytes, cores, monkeypatch, rng)
     expected, twin_cache = reference.conv2d_forward(x, weight, bias, (2, 1), 1)
     monkeypatch.setattr(backend, "CPU_SLICE_BYTES", slice_bytes)
     monkeypatch.setattr(backend, "cores", lambda: cores)
+    monkeypatch.setattr(backend, "THREADING_BYTES", 0)
     y, cache = conv2d_forward(x, weight, bias, (2, 1), 1)
     assert_close(y, expected)
     for gradient, truth in zip(conv2d_backward(dy, cache), reference.conv2d_backward(dy, twin_cache), strict=True):
