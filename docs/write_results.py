@@ -31,12 +31,13 @@ def training_table() -> str:
             values = [100 * run["rank1"][method][test] for run in runs]
             cells.append(f"{statistics.mean(values):.1f} % ({min(values):.1f} – {max(values):.1f})")
         lines.append(f"| {method} | {' | '.join(cells)} |")
+    first, duration = runs[0], f"{min(minutes):.1f} to {max(minutes):.1f} minutes"
     lines += [
         "",
         f"Mean (least – most) of {len(runs)} seeds of `python train.py`, each with its own split:",
-        f"{runs[0]['train_photographs']} photographs to learn from, {runs[0]['test_photographs']} to test. All methods learned",
-        f"from the same photographs, clean and masked. Training took {min(minutes):.1f} to {max(minutes):.1f} minutes on",
-        f"{runs[0]['machine']['cores']} cores. Result files: `docs/results/train_seed*.json`.",
+        f"{first['train_photographs']} photographs to learn from, {first['test_photographs']} to test. All methods",
+        f"learned from the same photographs, clean and masked. Training took {duration} on",
+        f"{first['machine']['cores']} cores. Result files: `docs/results/train_seed*.json`.",
     ]
     return "\n".join(lines)
 
