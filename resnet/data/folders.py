@@ -112,7 +112,7 @@ def assemble(people: Mapping[str, Sequence[Path]], options: LoadOptions, notes: 
     if bad and options.bad_pictures == "stop":
         raise ValueError(
             f"{len(bad)} pictures cannot be used; repair or delete them, or leave them out with "
-            f'bad_pictures="skip":\n  ' + "\n  ".join(shortened(bad))
+            f'--bad-pictures skip (bad_pictures="skip"):\n  ' + "\n  ".join(shortened(bad))
         )
     counts = Counter(owner[path] for path in pictures)
     kept = [person for person in people if counts[person] >= options.min_pictures]
