@@ -91,7 +91,9 @@ def test_height_comes_before_width(room):
 @pytest.mark.parametrize("room", [conv2d_forward, reference.conv2d_forward])
 @pytest.mark.parametrize(("stride", "padding"), [((1, 1), (0, 0)), ((2, 1), (1, 0)), ((2, 3), (2, 1))])
 def test_equals_scipy(room, stride, padding, rng):
-    signal = pytest.importorskip("scipy.signal", reason="SciPy, the independent source, is not installed")
+    signal = pytest.importorskip(
+        "scipy.signal", exc_type=ImportError, reason="SciPy, the independent source, is not installed"
+    )
     x, weight = normal(rng, (2, 7, 5, 3)), normal(rng, (3, 2, 3, 4))
     (ph, pw), (sh, sw) = padding, stride
     padded = np.pad(x, ((0, 0), (ph, ph), (pw, pw), (0, 0)))

@@ -73,7 +73,9 @@ def test_an_ignorant_network_starts_at_the_logarithm_of_the_classes(smoothing):
 
 @pytest.mark.parametrize("forward", [cross_entropy_forward, reference.cross_entropy_forward])
 def test_equals_scipy(forward, rng):
-    special = pytest.importorskip("scipy.special", reason="SciPy, the independent source, is not installed")
+    special = pytest.importorskip(
+        "scipy.special", exc_type=ImportError, reason="SciPy, the independent source, is not installed"
+    )
     logits, labels = 5 * normal(rng, (6, 7)), rng.integers(0, 7, 6)
     loss, _ = forward(logits, labels)
     assert loss == pytest.approx(-special.log_softmax(logits, axis=1)[np.arange(6), labels].mean(), rel=1e-13)
@@ -81,7 +83,9 @@ def test_equals_scipy(forward, rng):
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_equals_pytorch(smoothing, rng):
-    torch = pytest.importorskip("torch", reason="PyTorch, the independent source, is not installed")
+    torch = pytest.importorskip(
+        "torch", exc_type=ImportError, reason="PyTorch, the independent source, is not installed"
+    )
     logits, labels = 5 * normal(rng, (6, 7)), rng.integers(0, 7, 6)
     tensor = torch.tensor(logits, requires_grad=True)
     expected = torch.nn.functional.cross_entropy(tensor, torch.tensor(labels), label_smoothing=smoothing)

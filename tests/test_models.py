@@ -212,9 +212,14 @@ def test_zero_init_residual_makes_each_block_the_activation_of_its_shortcut(bloc
         np.testing.assert_array_equal(part(x), np.where(shortcut > 0, shortcut, np.float32(0.2) * shortcut))
 
 
-@pytest.mark.parametrize("block", [BasicBlock, Bottleneck])
-def test_without_zero_init_every_norm_starts_at_one(block):
-    assert all((norm.weight.data == 1).all() for norm in modules_of(narrow(block), BatchNorm2d).values())
+@pytest.mark.parametrize(("block", "last"), [(BasicBlock, "bn2"), (Bottleneck, "bn3")])
+@pytest.mark.parametrize("zero_init", [True, False])
+def test_only_the_last_norm_of_a_branch_starts_at_zero(block, last, zero_init):
+    """Any norm of the branch would silence it, but with an earlier one no gradient would reach what lies before it."""
+    norms = modules_of(narrow(block, zero_init_residual=zero_init), BatchNorm2d)
+    silent = {name for name, norm in norms.items() if not norm.weight.data.any()}
+    assert silent == ({name for name in norms if name.endswith(f".{last}")} if zero_init else set())
+    assert all((norm.weight.data == 1).all() for name, norm in norms.items() if name not in silent)
 
 
 # Initial weights

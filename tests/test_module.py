@@ -213,7 +213,9 @@ def test_loading_copies_and_keeps_the_networks_own_dtype():
 
 
 def test_weights_of_pytorch_give_pytorchs_answer():
-    torch = pytest.importorskip("torch", reason="PyTorch, the independent source, is not installed")
+    torch = pytest.importorskip(
+        "torch", exc_type=ImportError, reason="PyTorch, the independent source, is not installed"
+    )
     torch.manual_seed(0)
     twin = torch.nn.Sequential(torch.nn.Conv2d(2, 3, (3, 2)), torch.nn.BatchNorm2d(3), torch.nn.LeakyReLU(0.1))
     twin = twin.double()

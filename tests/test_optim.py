@@ -102,7 +102,9 @@ def test_equals_the_formula_in_a_plain_loop(optimizer, formula, settings, decay,
 @DECAYS
 @pytest.mark.parametrize(("optimizer", "formula", "settings"), CASES)
 def test_equals_pytorch(optimizer, formula, settings, decay, decay_all):
-    torch = pytest.importorskip("torch", reason="PyTorch, the independent source, is not installed")
+    torch = pytest.importorskip(
+        "torch", exc_type=ImportError, reason="PyTorch, the independent source, is not installed"
+    )
     ours = make_parameters()
     theirs = {name: torch.nn.Parameter(torch.tensor(parameter.data)) for name, parameter in ours.items()}
     decays = {"weight": decay, "bias": decay if decay_all else 0.0}

@@ -78,7 +78,9 @@ def test_warm_up_climbs_in_a_straight_line_and_then_leaves_the_schedule_alone():
     ids=["one-cycle", "one-cycle with settings", "cosine", "cosine to a minimum", "step", "step with settings"],
 )
 def test_equals_pytorch(schedule, name, settings, start):
-    torch = pytest.importorskip("torch", reason="PyTorch, the independent source, is not installed")
+    torch = pytest.importorskip(
+        "torch", exc_type=ImportError, reason="PyTorch, the independent source, is not installed"
+    )
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=start)
     reference = getattr(torch.optim.lr_scheduler, name)(optimizer, **settings)
     expected = []

@@ -10,7 +10,9 @@ import pytest
 from conftest import normal
 from experiment import SMALL, TOLERANCE, OurNetwork, Settings, assert_agree, relative_error, run_experiment
 
-torch = pytest.importorskip("torch", reason="PyTorch is not installed: the golden files keep this check alive")
+torch = pytest.importorskip(
+    "torch", exc_type=ImportError, reason="PyTorch is not installed: the golden files keep this check alive"
+)
 
 from torch.nn import functional  # noqa: E402
 from torch_twin import TorchNetwork  # noqa: E402
