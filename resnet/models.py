@@ -40,7 +40,8 @@ class ResNet(Module):
         option: shortcut option, "A" or "B"; ignored by plain blocks.
 
     Raises:
-        ValueError: an unknown stem, activation or option; fewer than one class or channel; a slope outside [0, 1].
+        ValueError: an unknown stem, activation or option; fewer than one class or channel; a slope outside [0, 1];
+            ``zero_init_residual`` without shortcuts.
     """
 
     def __init__(
@@ -69,7 +70,10 @@ class ResNet(Module):
         self.relu = recipe.act()
         if stem == "imagenet":
             self.maxpool = MaxPool2d(3, 2, 1)
-        more = {"option": option} if issubclass(block, BasicBlock | Bottleneck) else {}
+        is_residual = issubclass(block, BasicBlock | Bottleneck)
+        if zero_init_residual and not is_residual:
+            raise ValueError("zero_init_residual needs shortcuts: a plain network would start as zero and stay there")
+        more = {"option": option} if is_residual else {}
         for stage, (depth, width) in enumerate(zip(depths, widths, strict=True), start=1):
             blocks = []
             for number in range(depth):
@@ -291,16 +295,24 @@ def make_model(name: str, num_classes: int, in_channels: int = 3, **options: Unp
 def summarize(model: ResNet, size: int, batch: int = 1) -> list[LayerRecord]:
     """Run ``batch`` empty pictures of ``size``² through ``model`` and return a record of each layer, in order.
 
+    The model is in its state of before afterwards, training or not, and keeps nothing.
+
     Raises:
-        ValueError: a size or batch below 1, or pictures too small for the network.
+        ValueError: a size or batch below 1.
+        MemoryError: pictures too large for this machine.
     """
     if size < 1 or batch < 1:
         raise ValueError(f"expected a picture size and a batch of at least 1, got {size} and {batch}")
     dtype = model.fc.weight.data.dtype
+    was_training = model.training
     model.eval()  # keeps for backward what training keeps, and welcomes a batch of one
     with record_layers(model) as records:
         model(np.zeros((batch, size, size, model.in_channels), dtype))
     note_kept(model, records)
+    if was_training:
+        model.train()
+    else:
+        model.eval()
     return records
 
 
@@ -316,7 +328,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         model = make_model(options.model, options.classes, options.channels)
         records = summarize(model, options.input, options.batch)
-    except ValueError as error:
+    except (ValueError, MemoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"{options.model}: pictures {options.batch} × {options.input} × {options.input} × {options.channels}")

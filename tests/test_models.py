@@ -457,3 +457,21 @@ def test_the_command_says_how_it_is_used(arguments, message, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
     assert message in capsys.readouterr().err
+
+
+def test_a_plain_network_cannot_start_as_its_shortcuts():
+    with pytest.raises(ValueError, match="zero_init_residual needs shortcuts"):
+        make_model("plain20", 10, zero_init_residual=True)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_summary_leaves_the_state_and_no_caches(training, rng):
+    model = make_model("resnet20", 3, rng=rng)
+    model = model.train() if training else model.eval()
+    summarize(model, 16)
+    assert all(module.training is training and module.kept() is None for _, module in model.named_modules())
+
+
+def test_pictures_too_large_for_the_machine_are_an_error_without_a_traceback(capsys):
+    assert main(["resnet18", "--input", "10000000"]) == 1
+    assert capsys.readouterr().err.startswith("error: ")
