@@ -27,8 +27,6 @@ Array: TypeAlias = NDArray[Any]
 
 Result = TypeVar("Result")
 
-BACKENDS = ("numpy", "cupy")
-
 #: Patches of one slice on the CPU: small enough to stay in a core's cache until the matrix product has read them.
 CPU_SLICE_BYTES = 2 * 2**20
 #: Working memory from which a job is worth being shared out among threads.

@@ -1,14 +1,12 @@
-"""How good are the answers: rank-k accuracy, and scores as probabilities.
+"""How good are the answers: rank-k accuracy.
 
 Letters: N pictures, K people (classes).
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 
 def rank_k_accuracy(scores: ArrayLike, labels: ArrayLike, k: int = 1) -> float:
@@ -45,18 +43,3 @@ def rank_k_accuracy(scores: ArrayLike, labels: ArrayLike, k: int = 1) -> float:
     true_scores = np.take_along_axis(scores, labels[:, np.newaxis], axis=1)  # (N, K), (N, 1) -> (N, 1)
     rivals = (scores >= true_scores).sum(axis=1) - 1  # (N,), not counting the true person
     return float((rivals < k).mean())
-
-
-def softmax(scores: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
-    """Scores as probabilities: exp(s_i) / Σ_j exp(s_j) along the last axis, safe for large scores, dtype kept.
-
-    Raises:
-        ValueError: the scores are no floating-point numbers, hold nothing along the last axis, or are not finite.
-
-    """
-    if scores.ndim < 1 or scores.shape[-1] == 0 or not np.issubdtype(scores.dtype, np.floating):
-        raise ValueError(f"expected floating-point scores (..., K), K of 1 or more, got {scores.dtype} {scores.shape}")
-    if not np.isfinite(scores).all():
-        raise ValueError(f"expected finite scores, got {np.count_nonzero(~np.isfinite(scores))} that are not")
-    powers = np.exp(scores - scores.max(axis=-1, keepdims=True))  # the shift cancels, and exp cannot overflow
-    return powers / powers.sum(axis=-1, keepdims=True)

@@ -85,10 +85,8 @@ class Trainer:
         """
         xp = array_module(self.model.fc.weight.data)
         self.model.zero_grad()
-        with (
-            one_blas_thread(),
-            np.errstate(over="ignore", invalid="ignore"),
-        ):  # a loss that is not finite is reported with its step
+        # No warnings of overflow: a loss that is not finite is reported with its step.
+        with one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):
             logits = self.model(xp.asarray(x))  # (N, K)
             loss = self.loss(logits, labels)
             self.model.backward(self.loss.backward())

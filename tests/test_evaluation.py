@@ -1,15 +1,13 @@
-"""Rank-k accuracy by hand and by sorting; softmax by its formula."""
+"""Rank-k accuracy by hand and by sorting."""
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resnet.evaluation import rank_k_accuracy, softmax
+from resnet.evaluation import rank_k_accuracy
 
 SCORES = np.array([[0.1, 0.7, 0.2], [0.5, 0.3, 0.2], [0.2, 0.3, 0.5], [0.6, 0.3, 0.1]])
 LABELS = np.array([1, 1, 0, 0])  # at places 1, 2, 3, 1
@@ -63,35 +61,3 @@ class TestRankK:
     def test_wrong_input(self, scores, labels, k, message):
         with pytest.raises(ValueError, match=message):
             rank_k_accuracy(scores, labels, k)
-
-
-class TestSoftmax:
-    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-    def test_by_formula(self, dtype):
-        scores = np.array([[0.0, 1.0, -2.0], [3.0, 3.0, 3.0]], dtype)
-        powers = [math.exp(s) for s in (0.0, 1.0, -2.0)]
-        probabilities = softmax(scores)
-        assert probabilities.dtype == dtype
-        assert probabilities[0] == pytest.approx([power / sum(powers) for power in powers], rel=1e-6)
-        assert probabilities[1] == pytest.approx([1 / 3] * 3, rel=1e-6)
-
-    def test_large_scores_do_not_overflow(self):
-        assert softmax(np.array([1e4, 1e4 - math.log(3)])) == pytest.approx([0.75, 0.25])
-        assert softmax(np.array([-1e300, 1e300])).tolist() == [0, 1]
-
-    def test_input_untouched(self):
-        scores = SCORES.copy()
-        softmax(scores)
-        assert np.array_equal(scores, SCORES)
-
-    @pytest.mark.parametrize(
-        ("scores", "message"),
-        [
-            (np.array([1, 2]), "int64"),
-            (np.zeros((3, 0)), r"\(3, 0\)"),
-            (np.array([0.0, np.nan, np.inf]), "finite scores, got 2"),
-        ],
-    )
-    def test_wrong_input(self, scores, message):
-        with pytest.raises(ValueError, match=message):
-            softmax(scores)

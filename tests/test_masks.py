@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from resnet.data.masks import POINTS, STYLES, TEMPLATES, draw_mask, main, mask_faces, mask_sheet
+from resnet.data.masks import POINTS, STYLES, TEMPLATES, draw_mask, main, mask_sheet
 
 #: Where both eyes are in the aligned pictures, lids included, and the mouth: (left, top, right, bottom) as fractions.
 EYES = {
@@ -154,15 +154,6 @@ def test_any_size_and_any_upright_face(shape, centre, spread, seed, style):
     assert masked.dtype == np.uint8
 
 
-def test_many_faces_are_masked_one_after_the_other():
-    pictures = noise((5, 40, 36, 3))
-    masked = mask_faces(pictures, TEMPLATES["lfw"], np.random.default_rng(7))
-    rng = np.random.default_rng(7)
-    for picture, result in zip(pictures, masked, strict=True):
-        np.testing.assert_array_equal(result, draw_mask(picture, TEMPLATES["lfw"], rng))
-    assert mask_faces(pictures[:0], TEMPLATES["lfw"], rng).shape == (0, 40, 36, 3)
-
-
 def test_templates_are_upright_faces_within_the_picture():
     assert {"orl", "lfw", "rmfrd", "centred"} <= set(TEMPLATES)
     for points in TEMPLATES.values():
@@ -300,11 +291,6 @@ def test_wrong_points_are_refused(points, message):
 def test_unknown_style_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match=r"'scarf'.*surgical, cloth, kn95, dark"):
         draw(flat((64, 64), 0), style="scarf")
-
-
-def test_one_picture_where_many_are_expected():
-    with pytest.raises(ValueError, match="draw_mask"):
-        mask_faces(flat((64, 64, 1), 0), TEMPLATES["orl"], np.random.default_rng(0))
 
 
 # --- the sheet and its command ---

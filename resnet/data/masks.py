@@ -10,7 +10,7 @@ recogniser whether the face below it is bright or bearded.
 
 `python -m resnet.data.masks` writes a sheet of examples.
 
-Letters: N pictures, H height, W width, C channels (1 grey, 3 RGB); F samples a pixel along each axis; h, w height and
+Letters: N faces, H height, W width, C channels (1 grey, 3 RGB); F samples a pixel along each axis; h, w height and
 width of the part of the picture that the mask touches; K points along a strap.
 """
 
@@ -236,21 +236,6 @@ def draw_mask(picture: Picture, points: Points, rng: np.random.Generator, style:
     masked = pixels.copy()
     masked[window] = np.clip(np.round(skin * (1 - cover) + colour + grain), 0, 255)
     return masked.reshape(picture.shape)
-
-
-def mask_faces(pictures: Picture, points: Points, rng: np.random.Generator, style: str | None = None) -> Picture:
-    """Draw a mask on each of the pictures (N, H, W, C), one after the other; see `draw_mask`.
-
-    Raises:
-        ValueError: `pictures` has not four axes; else as `draw_mask`.
-
-    """
-    if pictures.ndim != 4:
-        raise ValueError(f"expected pictures (N, H, W, C), got {pictures.shape}; for a single one use draw_mask")
-    masked = np.empty_like(pictures)
-    for number, picture in enumerate(pictures):
-        masked[number] = draw_mask(picture, points, rng, style)
-    return masked
 
 
 def _checked(picture: Picture, points: Points, style: str | None) -> tuple[Picture, Points]:
