@@ -10,7 +10,7 @@ from nn.batchnorm import BatchNorm2d
 from nn.conv import Conv2d
 from nn.linear import Flatten, Linear
 from nn.loss import SoftmaxCrossEntropy
-from nn.module import Buffer, Module, Parameter, Sequential
+from nn.module import Buffer, Identity, Module, Parameter, Sequential
 from nn.optim import SGD, Adam
 from nn.pooling import GlobalAvgPool2d, MaxPool2d
 from nn.residual import Add
@@ -25,6 +25,7 @@ __all__ = [
     "Conv2d",
     "Flatten",
     "GlobalAvgPool2d",
+    "Identity",
     "LeakyReLU",
     "Linear",
     "MaxPool2d",

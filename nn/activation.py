@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from nn.backend import Array, array_module, check_float, checked_upstream
 from nn.module import Module
+from nn.parallel import elementwise
 
 
 class ActivationCache(NamedTuple):
@@ -22,14 +23,16 @@ class ActivationCache(NamedTuple):
 def relu_forward(x: Array) -> tuple[Array, ActivationCache]:
     """Compute y = max(x, 0), any shape (Nair & Hinton 2010)."""
     check_float("x", x)
-    y = array_module(x).maximum(x, 0)
+    xp = array_module(x)
+    y = elementwise(lambda part, out: xp.maximum(part, 0, out=out), x)
     return y, ActivationCache(y)
 
 
 def relu_backward(dy: Array, cache: ActivationCache) -> Array:
     """Let ``dy`` through where the input was positive; the same shape."""
     dy = checked_upstream(dy, cache.y.shape, cache.y.dtype)
-    return dy * (cache.y > 0)
+    xp = array_module(dy)
+    return elementwise(lambda upstream, y, out: xp.multiply(upstream, y > 0, out=out), dy, cache.y)
 
 
 def leaky_relu_forward(x: Array, negative_slope: float = 0.01) -> tuple[Array, ActivationCache]:
@@ -47,18 +50,27 @@ def leaky_relu_forward(x: Array, negative_slope: float = 0.01) -> tuple[Array, A
     if negative_slope == 0:
         return relu_forward(x)  # not 0·x, which is NaN at −∞
     check_float("x", x)
-    y = array_module(x).asarray(x * negative_slope)  # of a single number, 0-d, x * slope is no array
-    array_module(x).maximum(x, y, out=y)  # for slopes up to 1 the larger of x and slope·x is the right one
+    xp = array_module(x)
+
+    def of_slice(part: Array, out: Array) -> None:
+        xp.multiply(part, negative_slope, out=out)
+        xp.maximum(part, out, out=out)  # for slopes up to 1 the larger of x and slope·x is the right one
+
+    y = elementwise(of_slice, x)
     return y, ActivationCache(y)
 
 
 def leaky_relu_backward(dy: Array, cache: ActivationCache, negative_slope: float = 0.01) -> Array:
     """Let ``dy`` through where the input was positive, slope·dy elsewhere; the same shape."""
     dy = checked_upstream(dy, cache.y.shape, cache.y.dtype)
-    factor = (cache.y > 0).astype(dy.dtype)  # 1 on the positive side, 0 on the other
-    array_module(dy).maximum(factor, check_slope(negative_slope), out=factor)
-    factor *= dy  # in place, and several times as fast as a choice between dy and slope·dy for each number
-    return factor
+    xp, slope = array_module(dy), check_slope(negative_slope)
+
+    def of_slice(upstream: Array, y: Array, out: Array) -> None:
+        out[...] = y > 0  # 1 on the positive side, 0 on the other
+        xp.clip(out, slope, 1, out=out)  # several times as fast as a choice between dy and slope·dy for each number
+        out *= upstream
+
+    return elementwise(of_slice, dy, cache.y)
 
 
 def check_slope(negative_slope: float) -> float:

@@ -1,4 +1,4 @@
-"""NumPy or CuPy: whose array is this, move it, split a batch into slices.
+"""NumPy or CuPy: whose array is this, check it, move it.
 
 Every other file asks the array it was given (``xp = array_module(x)``) and calls ``xp.zeros``, ``xp.matmul``, …, so one
 source serves the CPU and the GPU. There is no global switch.
@@ -7,32 +7,15 @@ source serves the CPU and the GPU. There is no global switch.
 from __future__ import annotations
 
 import importlib
-import os
 import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
-from contextvars import copy_context
-from functools import cache
-from itertools import pairwise
 from types import ModuleType
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import ThreadpoolController
 
 #: A NumPy array, or a CuPy array that answers to the same names.
 Array: TypeAlias = NDArray[Any]
-
-Result = TypeVar("Result")
-
-#: Patches of one slice on the CPU: small enough to stay in a core's cache until the matrix product has read them.
-CPU_SLICE_BYTES = 2 * 2**20
-#: Working memory from which a job is worth being shared out among threads.
-THREADING_BYTES = 2**18
-#: Share of the GPU's free memory that the patches of one slice may take.
-GPU_FREE_SHARE = 0.25
 
 
 class BackendError(RuntimeError):
@@ -159,81 +142,3 @@ def synchronize(xp: ModuleType) -> None:
     """Wait until the device has done all that was asked of it; NumPy is never behind."""
     if xp.__name__ == "cupy":
         xp.cuda.get_current_stream().synchronize()
-
-
-def in_threads(work: Callable[[slice], Result], n: int, bytes_each: int, xp: ModuleType) -> list[Result]:
-    """Share out ``n`` pictures among the cores: call ``work`` on a slice of the batch in each of as many threads.
-
-    NumPy lets go of the interpreter while it computes, so the threads really run side by side. Each has its matrix
-    products done by one BLAS thread, its own: two layers of threads would only get in each other's way. The caller's
-    BLAS setting comes back at the end. With fewer pictures than cores, BLAS's own threads do better; for little work,
-    waking threads takes longer than it saves; a GPU needs none.
-
-    Args:
-        work: gets a slice of the batch, never an empty one; must not touch what belongs to other slices.
-        n: pictures in the batch.
-        bytes_each: working memory one picture needs, in bytes.
-        xp: the array module.
-
-    Returns:
-        what ``work`` returned, in the order of the slices.
-    """
-    workers = cores() if xp is np else 1
-    if workers == 1 or n < workers or n * bytes_each < THREADING_BYTES:
-        return [work(slice(0, n))]
-    shares = [slice(*edges) for edges in pairwise(n * share // workers for share in range(workers + 1))]
-    contexts = [copy_context() for _ in shares]  # the caller's np.errstate holds in the threads, too
-    with one_blas_thread():
-        return list(_threads(workers).map(lambda context, share: context.run(work, share), contexts, shares))
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@cache
-def _threads(workers: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(workers, thread_name_prefix="slice")
-
-
-if hasattr(os, "register_at_fork"):  # threads do not survive a fork: a child that waited for them would hang
-    os.register_at_fork(after_in_child=_threads.cache_clear)
-
-
-def one_blas_thread() -> AbstractContextManager[Any]:
-    """Return a context in which each matrix product is done by one BLAS thread; then the caller's setting comes back.
-
-    For our own threads, and for products so small that waking a second BLAS thread takes longer than it saves.
-    """
-    return _blas().limit(limits=1, user_api="blas")
-
-
-@cache
-def _blas() -> ThreadpoolController:
-    return ThreadpoolController()  # finds the loaded BLAS libraries once; that takes a millisecond
-
-
-def slices(batch: slice, bytes_each: int, xp: ModuleType) -> Iterator[slice]:
-    """Split a slice of the batch further, into slices whose working memory stays bounded.
-
-    Args:
-        batch: first and last picture.
-        bytes_each: working memory one picture needs, in bytes.
-        xp: the array module, which decides the bound: a core's cache on the CPU, a share of the free memory on a GPU.
-
-    Yields:
-        slices that cover ``batch`` in order, each of at least one picture.
-    """
-    step = max(1, slice_bytes(xp) // max(1, bytes_each))
-    for start in range(batch.start, batch.stop, step):
-        yield slice(start, min(start + step, batch.stop))
-
-
-def slice_bytes(xp: ModuleType) -> int:
-    """Return the working memory in bytes that one slice of a batch may use."""
-    if xp.__name__ != "cupy":
-        return CPU_SLICE_BYTES
-    free, _ = xp.cuda.runtime.memGetInfo()
-    pooled = xp.get_default_memory_pool().free_bytes()  # freed by us, kept by CuPy for the next request
-    return int(GPU_FREE_SHARE * (free + pooled))

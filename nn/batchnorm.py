@@ -6,29 +6,44 @@ channel. Channels-last, a batch of pictures is a matrix (M, C), and this is plai
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from nn.backend import Array, array_module, check_float, checked_upstream
 from nn.module import Buffer, Module, Parameter
+from nn.parallel import in_slices, scratch
 
 
 class BatchNormCache(NamedTuple):
-    """What batch norm keeps: the normalised input (as large as x) and, a channel, 1/σ and the scale."""
+    """What batch norm keeps: its input, and a channel the mean, 1/σ and the scale; x̂ = (x − μ)/σ is computed again."""
 
-    x_hat: Array  # (N, H, W, C)
+    x: Array  # (N, H, W, C)
+    mean: Array  # (C,)
     inv_std: Array  # (C,)
     gamma: Array  # (C,)
     batch_statistics: bool  # whether mean and variance came from this batch and so depend on x
 
 
-def channel_sum(x: Array) -> Array:
-    """Sum (N, H, W, C) over pictures and places -> (C,).
+def column_sums(n: int, columns: Array, terms: Callable[[slice], tuple[Array, ...]]) -> Array:
+    """Sum k matrices over their ``n`` rows, slice by slice: (n, C) each -> (k, C).
 
     In two stages, so that float32 never adds a small number to the sum of millions: about two digits more survive.
+
+    Args:
+        n: rows.
+        columns: any (C,) array, for size and dtype.
+        terms: returns the rows of a slice of each matrix, (m, C).
     """
-    return x.sum(axis=2).sum(axis=(0, 1))  # (N, H, W, C) -> (N, H, C) -> (C,)
+    xp = array_module(columns)
+
+    def of_slice(rows: slice) -> Array:
+        ones = xp.ones(rows.stop - rows.start, columns.dtype)
+        return xp.stack([ones @ part for part in terms(rows)])  # (m,) @ (m, C) -> (C,): BLAS sums columns fastest
+
+    sums = xp.stack(in_slices(of_slice, n, columns.nbytes, xp))  # (slices, k, C)
+    return sums.sum(axis=0, dtype=np.float64).astype(columns.dtype)  # (slices, k, C) -> (k, C)
 
 
 def batchnorm2d_forward(
@@ -56,14 +71,16 @@ def batchnorm2d_forward(
             f"expected at least 2 values a channel to train batch norm, got x {x.shape}: one value minus its own mean "
             "is always 0. Use a batch of 2 or more, larger pictures, or eval()"
         )
-    mean = channel_sum(x) / m  # (C,)
-    centred = x - mean  # (N, H, W, C) - (C,)
-    variance = channel_sum(centred * centred) / m  # (C,); not E[x²] − E[x]², which cancels in float32
-    inv_std = 1 / array_module(x).sqrt(variance + float(eps))  # (C,)
-    centred *= inv_std  # now x̂: (N, H, W, C) * (C,)
-    y = centred * gamma  # (N, H, W, C) * (C,)
-    y += beta
-    return y, BatchNormCache(centred, inv_std, gamma, True), mean, variance
+    matrix, xp = x.reshape(m, -1), array_module(x)  # (N, H, W, C) -> (M, C)
+    mean = column_sums(m, gamma, lambda rows: (matrix[rows],))[0] / m  # (C,)
+
+    def squares(rows: slice) -> tuple[Array]:
+        centred = centre(matrix[rows], mean)  # (m, C)
+        return (xp.multiply(centred, centred, out=centred),)
+
+    variance = column_sums(m, gamma, squares)[0] / m  # (C,); not E[x²] − E[x]², which cancels in float32
+    y, cache = batchnorm2d_eval_forward(x, gamma, beta, mean, variance, eps)
+    return y, cache._replace(batch_statistics=True), mean, variance
 
 
 def batchnorm2d_eval_forward(
@@ -78,9 +95,19 @@ def batchnorm2d_eval_forward(
         TypeError, ValueError: as :func:`batchnorm2d_forward`, but a single value a channel is welcome.
     """
     _check(x, gamma)
-    inv_std = 1 / array_module(x).sqrt(variance + float(eps))  # (C,)
-    x_hat = (x - mean) * inv_std  # ((N, H, W, C) - (C,)) * (C,)
-    return x_hat * gamma + beta, BatchNormCache(x_hat, inv_std, gamma, False)
+    xp = array_module(x)
+    inv_std = 1 / xp.sqrt(variance + float(eps))  # (C,)
+    scale = gamma * inv_std
+    matrix = x.reshape(-1, x.shape[-1])  # (N, H, W, C) -> (M, C)
+    y = xp.empty(matrix.shape, dtype=x.dtype)
+
+    def normalise(rows: slice) -> None:
+        part = xp.subtract(matrix[rows], mean, out=y[rows])  # (m, C) - (C,)
+        part *= scale
+        part += beta
+
+    in_slices(normalise, len(matrix), gamma.nbytes, xp)
+    return y.reshape(x.shape), BatchNormCache(x, mean, inv_std, gamma, False)  # y: (M, C) -> (N, H, W, C)
 
 
 def batchnorm2d_backward(dy: Array, cache: BatchNormCache) -> tuple[Array, Array, Array]:
@@ -89,18 +116,39 @@ def batchnorm2d_backward(dy: Array, cache: BatchNormCache) -> tuple[Array, Array
     With the batch's statistics every x moves the mean and the variance too. Both ways together take from dy its mean
     and its part along x̂: dx = γ/σ · (dy − mean(dy) − x̂·mean(dy·x̂)). ``nn.reference`` derives it step by step.
     """
-    x_hat, inv_std, gamma, batch_statistics = cache
-    dy = checked_upstream(dy, x_hat.shape, x_hat.dtype)
-    dbeta = channel_sum(dy)  # (C,)
-    dgamma = channel_sum(dy * x_hat)  # (C,)
-    if not batch_statistics:
-        return dy * (gamma * inv_std), dgamma, dbeta  # (N, H, W, C) * (C,)
-    m = dy.size // dy.shape[-1]
-    dx = x_hat * (dgamma / -m)  # (N, H, W, C) * (C,)
-    dx += dy
-    dx -= dbeta / m  # (N, H, W, C) - (C,)
-    dx *= gamma * inv_std  # (N, H, W, C) * (C,)
-    return dx, dgamma, dbeta
+    x, mean, inv_std, gamma, batch_statistics = cache
+    dy = checked_upstream(dy, x.shape, x.dtype)
+    x, dy, xp = x.reshape(-1, len(gamma)), dy.reshape(-1, len(gamma)), array_module(x)  # (N, H, W, C) -> (M, C)
+    m = len(x)
+
+    def terms(rows: slice) -> tuple[Array, Array]:
+        centred = centre(x[rows], mean)  # (m, C)
+        return dy[rows], xp.multiply(centred, dy[rows], out=centred)
+
+    dbeta, along_x = column_sums(m, gamma, terms)  # (C,) each
+    dgamma = along_x * inv_std  # (C,)
+    dx = xp.empty(x.shape, dtype=x.dtype)
+    of_x, constant, scale = inv_std * dgamma / -m, dbeta / m, gamma * inv_std  # (C,)
+
+    def of_slice(rows: slice) -> None:
+        if not batch_statistics:
+            xp.multiply(dy[rows], scale, out=dx[rows])  # (m, C) * (C,)
+            return
+        part = xp.subtract(x[rows], mean, out=dx[rows])  # (m, C) - (C,)
+        part *= of_x  # now −x̂·mean(dy·x̂)
+        part += dy[rows]
+        part -= constant
+        part *= scale
+
+    in_slices(of_slice, m, gamma.nbytes, xp)
+    return dx.reshape(cache.x.shape), dgamma, dbeta  # dx: (M, C) -> (N, H, W, C)
+
+
+def centre(part: Array, mean: Array) -> Array:
+    """Return (m, C) − (C,), in the thread's buffer."""
+    xp = array_module(part)
+    centred: Array = xp.subtract(part, mean, out=scratch("centred", part.shape, part.dtype, xp))
+    return centred
 
 
 def _check(x: Array, gamma: Array) -> None:
@@ -163,6 +211,11 @@ class BatchNorm2d(Module):
         self.weight.add_grad(dgamma)
         self.bias.add_grad(dbeta)
         return dx
+
+    def affine(self) -> tuple[Array, Array]:
+        """Return scale and shift, (C,) each, of what :meth:`eval` computes: y = scale · x + shift."""
+        scale = self.weight.data / array_module(self.weight.data).sqrt(self.running_var.data + self.eps)  # (C,)
+        return scale, self.bias.data - scale * self.running_mean.data
 
     def describe(self) -> str:
         """Return the number of channels."""

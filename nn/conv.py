@@ -5,21 +5,25 @@ Letters: N pictures, H × W places, C channels in, F filters (channels out), KH 
 A patch is what one filter looks at: KH·KW·C numbers. With the patches as the rows of a matrix, every filter at every
 place is one matrix product, ``cols (N·OH·OW, KH·KW·C) @ weight (KH·KW·C, F)``. Channels-last memory needs no transpose
 before or after. The patches of a 3×3 kernel are 9 times as big as the picture, so they are built for a slice of the
-batch at a time and never kept: backward keeps ``x`` and cuts them again.
+batch at a time, in a buffer that stays in the cache, and never kept: backward keeps ``x`` and cuts them again.
+
+``nn.winograd`` computes the same for 3×3 kernels with fewer products; :class:`Conv2d` chooses.
 """
 
 from __future__ import annotations
 
 import math
-from functools import reduce
-from operator import iadd
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from nn.backend import Array, array_module, check_float, checked_upstream, in_threads, slices
+from nn.backend import Array, array_module, check_float, checked_upstream
 from nn.init import he_normal, uniform_fan_in
 from nn.module import Module, Parameter, pair
+from nn.parallel import contiguous, in_batch_slices, in_parts, in_threads, shares, workers
+from nn.winograd import winograd_backward, winograd_forward
+
+ALGORITHMS = ("auto", "im2col", "winograd")
 
 
 class ConvCache(NamedTuple):
@@ -49,25 +53,22 @@ def pad(x: Array, padding: tuple[int, int], value: float = 0.0) -> Array:
 
 
 def im2col(x: Array, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]) -> Array:
-    """Cut ``x`` (N, H, W, C) into patches, one a row: (N·OH·OW, KH·KW·C)."""
-    (kh, kw), (sh, sw) = kernel, stride
-    x = pad(x, padding)
-    view = array_module(x).lib.stride_tricks.sliding_window_view(x, kernel, axis=(1, 2))[:, ::sh, ::sw]
-    n, oh, ow, c = view.shape[:4]  # view: (N, OH, OW, C, KH, KW), no copy so far
-    return view.transpose(0, 1, 2, 4, 5, 3).reshape(n * oh * ow, kh * kw * c)  # the copy: (N·OH·OW, KH·KW·C)
+    """Cut ``x`` (N, H, W, C) into patches, one a row: (N·OH·OW, KH·KW·C).
+
+    The result is the thread's buffer for patches, written over at the next call; 1×1 patches are ``x`` itself.
+    """
+    (kh, kw), (sh, sw), xp = kernel, stride, array_module(x)
+    windows = xp.lib.stride_tricks.sliding_window_view(pad(x, padding), kernel, axis=(1, 2))[:, ::sh, ::sw]
+    cols = windows.transpose(0, 1, 2, 4, 5, 3)  # (N, OH, OW, C, KH, KW) -> (N, OH, OW, KH, KW, C), no copy so far
+    return contiguous(cols, "cols").reshape(-1, kh * kw * x.shape[3])  # the copy: (N·OH·OW, KH·KW·C)
 
 
-def col2im(
-    dcols: Array, shape: tuple[int, ...], kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]
-) -> Array:
-    """Add patches (N·OH·OW, KH·KW·C) back to where im2col cut them from ``shape`` (N, H, W, C): its exact adjoint."""
-    (n, h, w, c), (kh, kw), (sh, sw), (ph, pw) = shape, kernel, stride, padding
-    oh, ow = output_size(h, kh, sh, ph), output_size(w, kw, sw, pw)
-    dcols = dcols.reshape(n, oh, ow, kh, kw, c)  # (N·OH·OW, KH·KW·C) -> (N, OH, OW, KH, KW, C)
+def col2im(dcols: Array, shape: tuple[int, ...], stride: tuple[int, int], padding: tuple[int, int]) -> Array:
+    """Add patches (N, OH, OW, KH, KW, C) up to where im2col cut them, in ``shape`` (N, H, W, C): its exact adjoint."""
+    (n, oh, ow, kh, kw, c), (_, h, w, _), (sh, sw), (ph, pw) = dcols.shape, shape, stride, padding
     dx = array_module(dcols).zeros((n, h + 2 * ph, w + 2 * pw, c), dtype=dcols.dtype)
-    for i in range(kh):
-        for j in range(kw):  # one tap of the kernel meets each place at most once, so a strided += is safe
-            dx[:, i : i + sh * oh : sh, j : j + sw * ow : sw] += dcols[:, :, :, i, j]  # (N, OH, OW, C)
+    for i, j in np.ndindex(kh, kw):  # one tap of the kernel meets each place at most once, so a strided += is safe
+        dx[:, i : i + sh * oh : sh, j : j + sw * ow : sw] += dcols[:, :, :, i, j]  # (N, OH, OW, C)
     return dx[:, ph : ph + h, pw : pw + w]
 
 
@@ -94,71 +95,129 @@ def conv2d_forward(
         TypeError: not floating point, or unlike dtypes.
         ValueError: shapes that do not fit each other, or a kernel larger than the padded picture.
     """
-    check_float("x", x, like=weight, ndim=4)
-    stride, padding = pair(stride, "stride", 1), pair(padding, "padding", 0)
-    (n, h, w, c), (kh, kw, _, f) = x.shape, weight.shape
-    _check_sizes(x.shape, weight.shape, padding, bias)
-    oh, ow = output_size(h, kh, stride[0], padding[0]), output_size(w, kw, stride[1], padding[1])
-    matrix = weight.reshape(kh * kw * c, f)  # (KH, KW, C, F) -> (KH·KW·C, F)
+    stride, padding = check_sizes(x, weight, bias, stride, padding)
     xp = array_module(x)
-    y = xp.empty((n, oh, ow, f), dtype=x.dtype)
-    patch_bytes = oh * ow * kh * kw * c * x.itemsize  # of one picture
+    y = xp.empty(output_shape(x, weight, stride, padding), dtype=x.dtype)  # (N, OH, OW, F)
 
-    def convolve(share: slice) -> None:
-        for part in slices(share, patch_bytes, xp):
-            cols = im2col(x[part], (kh, kw), stride, padding)  # (n·OH·OW, KH·KW·C)
-            xp.matmul(cols, matrix, out=y[part].reshape(-1, f))  # (n·OH·OW, KH·KW·C) @ (KH·KW·C, F) -> (n·OH·OW, F)
+    def convolve(few: slice, filters: slice) -> None:
+        cols = im2col(x[few], weight.shape[:2], stride, padding)  # (n·OH·OW, KH·KW·C)
+        rows = as_rows(y[few])[:, filters]  # (n·OH·OW, F), a view of y
+        xp.matmul(cols, as_rows(weight)[:, filters], out=rows)  # (n·OH·OW, KH·KW·C) @ (KH·KW·C, F) -> (n·OH·OW, F)
+        if bias is not None:
+            rows += bias[filters]  # (n·OH·OW, F) + (F,)
 
-    in_threads(convolve, n, patch_bytes, xp)
-    if bias is not None:
-        y += bias  # (N, OH, OW, F) + (F,)
+    in_parts(convolve, y, patch_bytes(y, weight))
     return y, ConvCache(x, weight, bias is not None, stride, padding)
 
 
-def conv2d_backward(dy: Array, cache: ConvCache) -> tuple[Array, Array, Array | None]:
+def conv2d_backward(dy: Array, cache: ConvCache, needs_dx: bool = True) -> tuple[Array | None, Array, Array | None]:
     """Turn ``dy`` (N, OH, OW, F) into dx (N, H, W, C), dweight (KH, KW, C, F) and dbias (F,), None without a bias.
 
-    From Y = cols @ W follow dW = colsᵀ @ dY and dcols = dY @ Wᵀ; dx adds up dcols, for im2col only copies.
+    From Y = cols @ W follows dW = colsᵀ @ dY; for dx see :func:`input_gradient`. Without ``needs_dx`` (the first layer
+    of a training has no use for it) dx is None.
     """
     x, weight, has_bias, stride, padding = cache
-    (n, h, w, c), (kh, kw, _, f) = x.shape, weight.shape
-    oh, ow = output_size(h, kh, stride[0], padding[0]), output_size(w, kw, stride[1], padding[1])
-    dy = checked_upstream(dy, (n, oh, ow, f), x.dtype)
-    matrix = weight.reshape(kh * kw * c, f)  # (KH, KW, C, F) -> (KH·KW·C, F)
-    xp = array_module(x)
-    dx = xp.empty(x.shape, dtype=x.dtype)
-    patch_bytes = 2 * oh * ow * kh * kw * c * x.itemsize  # cols and dcols of one picture
+    dy = checked_upstream(dy, output_shape(x, weight, stride, padding), x.dtype)
 
-    def backward_slice(part: slice) -> Array:
-        cols = im2col(x[part], (kh, kw), stride, padding)  # (n·OH·OW, KH·KW·C)
-        rows = dy[part].reshape(-1, f)  # (n, OH, OW, F) -> (n·OH·OW, F)
-        dcols = rows @ matrix.T  # (n·OH·OW, F) @ (F, KH·KW·C) -> (n·OH·OW, KH·KW·C)
-        dx[part] = col2im(dcols, x[part].shape, (kh, kw), stride, padding)
-        return cols.T @ rows  # (KH·KW·C, n·OH·OW) @ (n·OH·OW, F) -> (KH·KW·C, F)
+    def weight_gradient(few: slice, filters: slice) -> Array:
+        cols = im2col(x[few], weight.shape[:2], stride, padding)  # (n·OH·OW, KH·KW·C)
+        return cols.T @ as_rows(dy[few])[:, filters]  # (KH·KW·C, n·OH·OW) @ (n·OH·OW, F) -> (KH·KW·C, F)
 
-    def backward_share(share: slice) -> Array:
-        return reduce(iadd, map(backward_slice, slices(share, patch_bytes, xp)))  # (KH·KW·C, F)
-
-    dmatrix = reduce(iadd, in_threads(backward_share, n, patch_bytes, xp))  # (KH·KW·C, F)
+    dmatrix = in_parts(weight_gradient, dy, patch_bytes(dy, weight), least=weight.nbytes)  # (KH·KW·C, F)
     dbias = dy.sum(axis=2).sum(axis=(0, 1)) if has_bias else None  # (N, OH, OW, F) -> (N, OH, F) -> (F,)
+    dx = input_gradient(dy, cache) if needs_dx else None
     return dx, dmatrix.reshape(weight.shape), dbias  # dweight: (KH·KW·C, F) -> (KH, KW, C, F)
 
 
-def _check_sizes(x: tuple[int, ...], weight: tuple[int, ...], padding: tuple[int, int], bias: Array | None) -> None:
-    (n, h, w, c), (kh, kw, channels, f), (ph, pw) = x, weight, padding
+def input_gradient(dy: Array, cache: ConvCache) -> Array:
+    """Turn ``dy`` (N, OH, OW, F) into dx (N, H, W, C).
+
+    From Y = cols @ W follows dcols = dY @ Wᵀ, and dx adds up dcols, for im2col only copies. With stride 1 it is a
+    convolution again, and that is faster: place p of x met tap i of the kernel at output p + PH − i, so turn the kernel
+    by 180° and pad so that the size comes out as x's.
+    """
+    x, weight, _, stride, (ph, pw) = cache
+    (kh, kw, c, f), (n, oh, ow, _) = weight.shape, dy.shape
+    if stride == (1, 1) and ph < kh and pw < kw and n * oh * ow > f:  # else turning the kernel is most of the work
+        return conv2d_forward(dy, turned(weight), None, 1, (kh - 1 - ph, kw - 1 - pw))[0]
+    dx = array_module(x).empty(x.shape, dtype=x.dtype)
+
+    def scatter(few: slice) -> None:
+        dcols = as_rows(dy[few]) @ as_rows(weight).T  # (n·OH·OW, F) @ (F, KH·KW·C) -> (n·OH·OW, KH·KW·C)
+        dx[few] = col2im(dcols.reshape(-1, oh, ow, kh, kw, c), x[few].shape, stride, (ph, pw))
+
+    in_batch_slices(scatter, n, patch_bytes(dy, weight), array_module(x))
+    return dx
+
+
+def as_rows(array: Array) -> Array:
+    """Return a matrix of the last axis's columns, a view where that can be: (…, F) -> (product of the rest, F)."""
+    return array.reshape(-1, array.shape[-1])
+
+
+def turned(weight: Array) -> Array:
+    """Turn a kernel by 180° and swap what goes in and out: (KH, KW, C, F) -> (KH, KW, F, C)."""
+    kh, kw, c, f = weight.shape
+    xp = array_module(weight)
+    result = xp.empty((kh, kw, f, c), dtype=weight.dtype)
+
+    def turn(filters: slice) -> None:
+        result[:, :, filters] = weight[::-1, ::-1, :, filters].transpose(0, 1, 3, 2)  # (KH, KW, C, F) -> (…, F, C)
+
+    in_threads(turn, shares(f, workers(weight.nbytes, xp)))
+    return result
+
+
+def output_shape(x: Array, weight: Array, stride: tuple[int, int], padding: tuple[int, int]) -> tuple[int, ...]:
+    """Return (N, OH, OW, F)."""
+    (n, h, w, _), (kh, kw, _, f) = x.shape, weight.shape
+    return n, output_size(h, kh, stride[0], padding[0]), output_size(w, kw, stride[1], padding[1]), f
+
+
+def patch_bytes(y: Array, weight: Array) -> int:
+    """Return the size in bytes of the patches of one picture, for outputs y (N, OH, OW, F)."""
+    return math.prod(y.shape[1:3]) * math.prod(weight.shape[:3]) * y.itemsize
+
+
+def check_sizes(
+    x: Array, weight: Array, bias: Array | None, stride: int | tuple[int, int], padding: int | tuple[int, int]
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Check that all of it fits together and return stride and padding as pairs; errors as :func:`conv2d_forward`."""
+    stride, padding = pair(stride, "stride", 1), pair(padding, "padding", 0)
+    check_float("x", x, like=weight, ndim=4)
+    (n, h, w, c), (kh, kw, channels, f), (ph, pw) = x.shape, weight.shape, padding
     if n == 0:
-        raise ValueError(f"expected at least one picture, got x {x}")
+        raise ValueError(f"expected at least one picture, got x {x.shape}")
     if bias is not None and bias.shape != (f,):
         raise ValueError(f"expected a bias of shape ({f},), one number a filter, got {bias.shape}")
     if c != channels:
         raise ValueError(
-            f"expected x with {channels} channels last, (N, H, W, {channels}), got {x}: pictures are channels-last here"
+            f"expected x with {channels} channels last, (N, H, W, {channels}), got {x.shape}: "
+            "pictures are channels-last here"
         )
     if h + 2 * ph < kh or w + 2 * pw < kw:
         raise ValueError(
             f"expected pictures at least as large as the kernel {kh}×{kw}, got {h}×{w} with padding {ph}, {pw}: "
             "use larger pictures or a network with fewer strides"
         )
+    return stride, padding
+
+
+def choose_algorithm(
+    x_shape: tuple[int, ...], weight_shape: tuple[int, ...], stride: tuple[int, int], padding: tuple[int, int]
+) -> str:
+    """Return which algorithm is the faster one on a CPU, "im2col" or "winograd", as ``benchmarks.layers`` measured it.
+
+    Winograd's pays where the products it saves outweigh its transforms: of the tiles, with few channels, and of the
+    kernel, with few tiles; and where tiles of 4×4 do not reach far over the edges.
+    """
+    (n, h, w, c), (kh, kw, _, f) = x_shape, weight_shape
+    if (kh, kw) != (3, 3) or stride != (1, 1):
+        return "im2col"
+    oh, ow = output_size(h, kh, 1, padding[0]), output_size(w, kw, 1, padding[1])
+    tiles = n * -(-oh // 4) * -(-ow // 4)
+    pays = min(c, f) >= 32 and tiles >= max(48, max(c, f) // 4) and 16 * tiles <= 1.5 * n * oh * ow
+    return "winograd" if pays else "im2col"
 
 
 class Conv2d(Module):
@@ -173,8 +232,12 @@ class Conv2d(Module):
         stride: one number or (SH, SW).
         padding: one number or (PH, PW).
         bias: whether to add a bias (not before batch norm, which would take it away again).
+        algorithm: "im2col", "winograd" (3×3 kernels with stride 1 only), or "auto" for the faster one.
         negative_slope: of the activation that follows, for He initialisation's gain.
         rng: draws the initial weights; None for fresh randomness.
+
+    Raises:
+        ValueError: a size below 1, an unknown algorithm, or Winograd's for a convolution that it cannot compute.
     """
 
     def __init__(
@@ -186,6 +249,7 @@ class Conv2d(Module):
         padding: int | tuple[int, int] = 0,
         *,
         bias: bool = True,
+        algorithm: str = "auto",
         negative_slope: float = 0.0,
         rng: np.random.Generator | None = None,
     ) -> None:
@@ -193,6 +257,11 @@ class Conv2d(Module):
         if in_channels < 1 or out_channels < 1:
             raise ValueError(f"expected at least one channel in and out, got {in_channels} and {out_channels}")
         self.stride, self.padding = pair(stride, "stride", 1), pair(padding, "padding", 0)
+        if algorithm not in ALGORITHMS:
+            raise ValueError(f"expected an algorithm among {', '.join(ALGORITHMS)}, got {algorithm!r}")
+        if algorithm == "winograd" and not ((kh, kw) == (3, 3) and self.stride == (1, 1)):
+            raise ValueError(f"winograd needs a 3×3 kernel and stride 1, got {kh}×{kw} and {self.stride}: use im2col")
+        self.algorithm = algorithm
         rng = np.random.default_rng() if rng is None else rng
         values = he_normal((kh, kw, in_channels, out_channels), kh * kw * out_channels, negative_slope, rng)
         self.weight = Parameter(values, axes=(3, 2, 0, 1))
@@ -202,18 +271,35 @@ class Conv2d(Module):
 
     def forward(self, x: Array) -> Array:
         """(N, H, W, C) -> (N, OH, OW, F); errors as :func:`conv2d_forward`."""
-        bias = None if self.bias is None else self.bias.data
-        y, cache = conv2d_forward(x, self.weight.data, bias, self.stride, self.padding)
+        weight, bias = self.weight.data, None if self.bias is None else self.bias.data
+        check_sizes(x, weight, bias, self.stride, self.padding)
+        algorithm = self.algorithm
+        if algorithm == "auto":
+            on_cpu = array_module(x) is np
+            algorithm = choose_algorithm(x.shape, weight.shape, self.stride, self.padding) if on_cpu else "im2col"
+        cache: Any
+        if algorithm == "winograd":
+            y, cache = winograd_forward(x, weight, bias, self.padding)
+        else:
+            y, cache = conv2d_forward(x, weight, bias, self.stride, self.padding)
         self.keep(cache)
         return y
 
-    def backward(self, dy: Array) -> Array:
-        """(N, OH, OW, F) -> (N, H, W, C)."""
-        dx, dweight, dbias = conv2d_backward(dy, self.take())
+    def backward(self, dy: Array, needs_dx: bool = True) -> Any:
+        """(N, OH, OW, F) -> (N, H, W, C), or None without ``needs_dx``."""
+        cache = self.take()
+        backward = conv2d_backward if isinstance(cache, ConvCache) else winograd_backward
+        dx, dweight, dbias = backward(dy, cache, needs_dx)
         self.weight.add_grad(dweight)
         if self.bias is not None and dbias is not None:
             self.bias.add_grad(dbias)
         return dx
+
+    def absorb(self, scale: Array, shift: Array) -> None:
+        """Change weight and bias so that the output becomes scale · output + shift, (F,) each."""
+        old = 0 if self.bias is None else self.bias.data
+        self.bias = Parameter(old * scale + shift, decay=False)  # (F,) * (F,) + (F,)
+        self.weight.data = self.weight.data * scale  # (KH, KW, C, F) * (F,)
 
     def multiply_adds(self, y_shape: tuple[int, ...]) -> int:
         """Return N·OH·OW·F outputs × KH·KW·C products each."""

@@ -30,8 +30,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nn.backend import one_blas_thread
 from nn.module import Module
+from nn.parallel import one_blas_thread
 
 Array = NDArray[Any]
 STENCIL = ((1, 8.0), (-1, -8.0), (2, -1.0), (-2, 1.0))  # steps of h, weight; to be divided by 12h

@@ -7,6 +7,8 @@ they were assigned; that order is the order of parameters, of the state dict and
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from itertools import pairwise
 from typing import Any, Self
 
 import numpy as np
@@ -194,6 +196,24 @@ class Module:
         """As :meth:`eval`, but forward keeps nothing, so there is no backward. Returns the module."""
         return self._set(training=False, keeps_cache=False)
 
+    def norms(self) -> Iterator[tuple[str, str]]:
+        """Yield the names of direct parts (convolution, batch norm of its output), for :meth:`fuse`."""
+        yield from ()
+
+    def fuse(self) -> Self:
+        """Return a copy in the state of inference, in which each batch norm is folded into the convolution before it.
+
+        With fixed statistics batch norm is y = scale · x + shift a channel, and a convolution can do that itself:
+        scale its filters, shift its bias. The outputs are equal up to rounding; the module itself stays as it is.
+        """
+        memo = {id(module._cache): None for _, module in self.named_modules()}  # what is kept for backward stays here
+        fused = deepcopy(self, memo)
+        for _, module in fused.named_modules():
+            for convolution, norm in module.norms():
+                getattr(module, convolution).absorb(*getattr(module, norm).affine())
+                setattr(module, norm, Identity())
+        return fused.inference()
+
     def zero_grad(self) -> None:
         """Set every parameter's gradient to zero."""
         for parameter in self.parameters():
@@ -271,6 +291,18 @@ class Module:
         return missing, unexpected
 
 
+class Identity(Module):
+    """Hands on what it gets: stands where :meth:`Module.fuse` took a batch norm away."""
+
+    def forward(self, x: Array) -> Array:
+        """Return x."""
+        return x
+
+    def backward(self, dy: Array) -> Array:
+        """Return dy."""
+        return dy
+
+
 class Sequential(Module):
     """Modules one after another; named "0", "1", … as in torchvision."""
 
@@ -283,6 +315,12 @@ class Sequential(Module):
 
     def __getitem__(self, index: int) -> Module:
         return [module for _, module in self.children()][index]
+
+    def norms(self) -> Iterator[tuple[str, str]]:
+        """Yield each convolution with the batch norm right behind it."""
+        for (first, before), (second, after) in pairwise(self.children()):
+            if hasattr(before, "absorb") and hasattr(after, "affine"):
+                yield first, second
 
     def forward(self, x: Array) -> Array:
         """Run the modules in order."""

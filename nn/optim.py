@@ -14,16 +14,21 @@ from numpy.typing import NDArray
 
 from nn.backend import Array, array_module, to_numpy
 from nn.module import Parameter
+from nn.parallel import in_slices, scratch
 
 
 class Optimizer:
     """What SGD and Adam share: the parameters, their state arrays, weight decay.
+
+    A subclass names the state arrays that it keeps beside each parameter in ``kinds`` and writes ``update``.
 
     Args:
         parameters: (name, parameter) pairs, as ``model.named_parameters()`` yields them.
         weight_decay: λ; adds λ·w to the gradient of w.
         decay_all: whether biases and batch norm's parameters decay too, as in PyTorch's default; False exempts them.
     """
+
+    kinds: tuple[str, ...] = ()
 
     def __init__(
         self, parameters: Iterable[tuple[str, Parameter]], weight_decay: float = 0.0, decay_all: bool = True
@@ -50,22 +55,35 @@ class Optimizer:
             raise ValueError(f"expected a finite learning rate of 0 or more, got {lr}")
         self.steps += 1
         for name, parameter in self.parameters.items():
-            self.update(name, parameter, self._decayed(parameter), float(lr))
+            self._step(name, parameter, float(lr))
 
-    def update(self, name: str, parameter: Parameter, gradient: Array, lr: float) -> None:
-        """Change one parameter in place; ``gradient`` must not be written into."""
+    def _step(self, name: str, parameter: Parameter, lr: float) -> None:
+        """Change one parameter, slice by slice."""
+        decay = self.weight_decay if self.decay_all or parameter.decay else 0.0
+        xp = array_module(parameter.data)
+        parameter.data = xp.asarray(parameter.data, order="C")  # so that the flat views below are views
+        state = [self._running(kind, name, parameter).reshape(-1) for kind in self.kinds]  # any shape -> (size,)
+        data, gradient = parameter.data.reshape(-1), parameter.grad.reshape(-1)
+
+        def update(part: slice) -> None:
+            decayed = xp.multiply(data[part], decay, out=scratch("decayed", data[part].shape, data.dtype, xp))
+            decayed += gradient[part]
+            self.update(data[part], decayed, lr, *(array[part] for array in state))
+
+        in_slices(update, data.size, data.itemsize, xp)
+
+    def update(self, data: Array, gradient: Array, lr: float, *state: Array) -> None:
+        """Change ``data`` and ``state`` in place: flat slices of a parameter and of what ``kinds`` names.
+
+        ``gradient`` has the weight decay in it and may be written into.
+        """
         raise NotImplementedError
-
-    def _decayed(self, parameter: Parameter) -> Array:
-        if self.weight_decay and (self.decay_all or parameter.decay):
-            return parameter.grad + self.weight_decay * parameter.data
-        return parameter.grad
 
     def _running(self, kind: str, name: str, parameter: Parameter) -> Array:
         """Return the state array ``kind`` of a parameter; zeros at the start."""
         key = f"{kind}/{name}"
         if key not in self.state:
-            self.state[key] = array_module(parameter.data).zeros_like(parameter.data)
+            self.state[key] = array_module(parameter.data).zeros_like(parameter.data, order="C")
         return self.state[key]
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
@@ -99,16 +117,15 @@ class SGD(Optimizer):
         if nesterov and momentum == 0:
             raise ValueError("expected a momentum above 0 for Nesterov's look-ahead, got 0")
         self.momentum, self.nesterov = float(momentum), nesterov
+        self.kinds = ("momentum",) if momentum else ()
 
-    def update(self, name: str, parameter: Parameter, gradient: Array, lr: float) -> None:
-        """Change one parameter in place."""
-        direction = gradient
-        if self.momentum:
-            velocity = self._running("momentum", name, parameter)
+    def update(self, data: Array, gradient: Array, lr: float, *state: Array) -> None:
+        """Change a slice in place."""
+        for velocity in state:
             velocity *= self.momentum
             velocity += gradient
-            direction = gradient + self.momentum * velocity if self.nesterov else velocity
-        parameter.data -= lr * direction
+            gradient = gradient + self.momentum * velocity if self.nesterov else velocity
+        data -= lr * gradient
 
 
 class Adam(Optimizer):
@@ -134,14 +151,15 @@ class Adam(Optimizer):
             raise ValueError(f"expected betas from 0 to below 1, got {betas}")
         self.betas, self.eps = (float(betas[0]), float(betas[1])), float(eps)
 
-    def update(self, name: str, parameter: Parameter, gradient: Array, lr: float) -> None:
-        """Change one parameter in place."""
-        beta1, beta2 = self.betas
-        mean, square = self._running("mean", name, parameter), self._running("square", name, parameter)
+    kinds = ("mean", "square")
+
+    def update(self, data: Array, gradient: Array, lr: float, *state: Array) -> None:
+        """Change a slice in place."""
+        (mean, square), (beta1, beta2) = state, self.betas
         mean *= beta1
         mean += (1 - beta1) * gradient
         square *= beta2
         square += (1 - beta2) * gradient * gradient
         # The averages start at zero and so are too small at first; dividing by 1 − βᵗ makes up for it.
         root = array_module(square).sqrt(square) / math.sqrt(1 - beta2**self.steps) + self.eps
-        parameter.data -= (lr / (1 - beta1**self.steps)) * mean / root
+        data -= (lr / (1 - beta1**self.steps)) * mean / root

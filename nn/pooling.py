@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from nn.backend import Array, array_module, check_float, checked_upstream
 from nn.module import Module, pair
+from nn.parallel import in_slices, scratch
 
 
 class MaxPoolCache(NamedTuple):
@@ -38,7 +39,8 @@ def max_pool2d_forward(
     kernel: int | tuple[int, int],
     stride: int | tuple[int, int] | None = None,
     padding: int | tuple[int, int] = 0,
-) -> tuple[Array, MaxPoolCache]:
+    needs_winner: bool = True,
+) -> tuple[Array, MaxPoolCache | None]:
     """Take the largest value of each window.
 
     The frame counts as −∞, so it never wins; zeros would beat LeakyReLU's negative values.
@@ -48,9 +50,11 @@ def max_pool2d_forward(
         kernel: window size, one number or (KH, KW).
         stride: steps between windows; None for the window size.
         padding: frame around the picture, at most half a window.
+        needs_winner: whether a backward will follow; finding out who won takes most of the time.
 
     Returns:
-        y (N, OH, OW, C) with OH = floor((H + 2·PH − KH) / SH) + 1, and the cache for :func:`max_pool2d_backward`.
+        y (N, OH, OW, C) with OH = floor((H + 2·PH − KH) / SH) + 1, and the cache for :func:`max_pool2d_backward`,
+        None without ``needs_winner``.
 
     Raises:
         TypeError: not floating point.
@@ -65,27 +69,49 @@ def max_pool2d_forward(
     oh, ow = (h + 2 * ph - kh) // sh + 1, (w + 2 * pw - kw) // sw + 1
     if oh < 1 or ow < 1:
         raise ValueError(f"expected pictures at least as large as the window {kh}×{kw}, got {h}×{w}")
-    xp = array_module(x)
-    padded = xp.full((n, h + 2 * ph, w + 2 * pw, c), -xp.inf, dtype=x.dtype)
-    padded[:, ph : ph + h, pw : pw + w] = x
-    windows = list(taps(kernel, stride, (oh, ow)))
-    y = padded[windows[0]].copy()  # (N, OH, OW, C)
-    for tap in windows[1:]:
-        xp.maximum(y, padded[tap], out=y)  # maximum hands NaN on: a broken activation stays visible
-    winner = xp.zeros(y.shape, dtype="uint8" if len(windows) <= 256 else "uint16")
-    for number, tap in reversed(list(enumerate(windows))):
-        winner[padded[tap] == y] = number  # backwards, so that the first maximum is written last
-    return y, MaxPoolCache(winner, x.shape, kernel, stride, padding)
+    xp, windows = array_module(x), list(taps(kernel, stride, (oh, ow)))
+    y = xp.empty((n, oh, ow, c), dtype=x.dtype)
+    winner = xp.zeros(y.shape, dtype="uint8" if len(windows) <= 256 else "uint16") if needs_winner else None
+
+    def of_slice(few: slice) -> None:
+        padded = framed(x[few], padding, -xp.inf)  # (n, H + 2·PH, W + 2·PW, C)
+        largest = y[few]  # (n, OH, OW, C)
+        largest[...] = padded[windows[0]]
+        for number, tap in enumerate(windows[1:], start=1):
+            if winner is not None:
+                better = (padded[tap] > largest).astype(winner.dtype)
+                xp.maximum(winner[few], better * number, out=winner[few])  # numbers grow: the last better one stays
+            xp.maximum(largest, padded[tap], out=largest)  # hands NaN on: a broken activation stays visible
+
+    in_slices(of_slice, n, x.nbytes // max(n, 1), xp)
+    return y, None if winner is None else MaxPoolCache(winner, x.shape, kernel, stride, padding)
 
 
 def max_pool2d_backward(dy: Array, cache: MaxPoolCache) -> Array:
     """Send each ``dy`` (N, OH, OW, C) to its window's first maximum; windows that share it add up: dx (N, H, W, C)."""
     winner, (n, h, w, c), kernel, stride, (ph, pw) = cache
     dy = checked_upstream(dy, winner.shape)
-    dx = array_module(dy).zeros((n, h + 2 * ph, w + 2 * pw, c), dtype=dy.dtype)
-    for number, tap in enumerate(taps(kernel, stride, dy.shape[1:3])):
-        dx[tap] += dy * (winner == number)  # (N, OH, OW, C)
-    return dx[:, ph : ph + h, pw : pw + w]
+    xp = array_module(dy)
+    dx = xp.empty((n, h, w, c), dtype=dy.dtype)
+
+    def of_slice(few: slice) -> None:
+        padded = scratch("framed", (*dx[few].shape[:1], h + 2 * ph, w + 2 * pw, c), dy.dtype, xp)
+        padded[...] = 0
+        for number, tap in enumerate(taps(kernel, stride, dy.shape[1:3])):
+            padded[tap] += dy[few] * (winner[few] == number)  # (n, OH, OW, C)
+        dx[few] = padded[:, ph : ph + h, pw : pw + w]
+
+    in_slices(of_slice, n, dx.nbytes // max(n, 1), xp)
+    return dx
+
+
+def framed(x: Array, padding: tuple[int, int], value: float) -> Array:
+    """Return ``x`` (n, H, W, C) in a frame of ``value``, (n, H + 2·PH, W + 2·PW, C), in the thread's buffer."""
+    (n, h, w, c), (ph, pw), xp = x.shape, padding, array_module(x)
+    padded = scratch("framed", (n, h + 2 * ph, w + 2 * pw, c), x.dtype, xp)
+    padded[:, :ph] = padded[:, ph + h :] = padded[:, :, :pw] = padded[:, :, pw + w :] = value
+    padded[:, ph : ph + h, pw : pw + w] = x
+    return padded
 
 
 class MaxPool2d(Module):
@@ -108,7 +134,7 @@ class MaxPool2d(Module):
 
     def forward(self, x: Array) -> Array:
         """(N, H, W, C) -> (N, OH, OW, C); errors as :func:`max_pool2d_forward`."""
-        y, cache = max_pool2d_forward(x, self.kernel_size, self.stride, self.padding)
+        y, cache = max_pool2d_forward(x, self.kernel_size, self.stride, self.padding, self.keeps_cache)
         self.keep(cache)
         return y
 

@@ -88,7 +88,9 @@ def _measured(record: LayerRecord, seconds: list[float], work: Callable[[], Any]
         tracemalloc.reset_peak()
     start = time.perf_counter()
     result = work()
-    synchronize(array_module(result[0] if isinstance(result, tuple) else result))
+    first = result[0] if isinstance(result, tuple) else result
+    if first is not None:  # the first layer's backward may be asked for no gradient
+        synchronize(array_module(first))
     seconds.append(time.perf_counter() - start)
     record.working_bytes = max(record.working_bytes, tracemalloc.get_traced_memory()[1] - before)
     return result

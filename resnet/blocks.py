@@ -7,12 +7,15 @@ torchvision's: conv1, bn1, …, downsample.0, downsample.1.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from nn import Add, BatchNorm2d, Conv2d, LeakyReLU, Module, ReLU, Sequential
 from nn.backend import Array, array_module
+from nn.conv import ALGORITHMS
+from nn.residual import add_forward
 
 ACTIVATIONS = ("leaky_relu", "relu")
 
@@ -25,15 +28,19 @@ class Recipe:
         activation: "leaky_relu" or "relu".
         negative_slope: of LeakyReLU.
         rng: draws the initial weights.
+        algorithm: of the convolutions that Winograd's can compute; the others are im2col.
     """
 
     activation: str = "leaky_relu"
     negative_slope: float = 0.01
     rng: np.random.Generator = field(default_factory=np.random.default_rng)
+    algorithm: str = "auto"
 
     def __post_init__(self) -> None:
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"expected an activation among {', '.join(ACTIVATIONS)}, got {self.activation!r}")
+        if self.algorithm not in ALGORITHMS:
+            raise ValueError(f"expected an algorithm among {', '.join(ALGORITHMS)}, got {self.algorithm!r}")
         LeakyReLU(self.negative_slope)  # raises on a slope out of range
 
     def act(self) -> Module:
@@ -42,9 +49,16 @@ class Recipe:
 
     def conv(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> Conv2d:
         """Return a convolution without bias that keeps the size (but for its stride), He-initialised."""
-        slope = 0.0 if self.activation == "relu" else self.negative_slope
         return Conv2d(
-            in_channels, out_channels, kernel, stride, kernel // 2, bias=False, negative_slope=slope, rng=self.rng
+            in_channels,
+            out_channels,
+            kernel,
+            stride,
+            kernel // 2,
+            bias=False,
+            algorithm=self.algorithm if (kernel, stride) == (3, 1) else "im2col",
+            negative_slope=0.0 if self.activation == "relu" else self.negative_slope,
+            rng=self.rng,
         )
 
 
@@ -121,6 +135,10 @@ class PlainBasicBlock(Module):
         """(N, OH, OW, channels · expansion) -> (N, H, W, C)."""
         return self.branch_backward(self.relu2.backward(dy))
 
+    def norms(self) -> Iterator[tuple[str, str]]:
+        """Yield each convolution with its batch norm."""
+        yield from (("conv1", "bn1"), ("conv2", "bn2"))
+
     @property
     def last_norm(self) -> BatchNorm2d:
         """The batch norm at the branch's end; with its scale at 0 a residual block starts as its shortcut alone."""
@@ -165,6 +183,10 @@ class PlainBottleneck(Module):
     def backward(self, dy: Array) -> Array:
         """(N, OH, OW, channels · expansion) -> (N, H, W, C)."""
         return self.branch_backward(self.relu3.backward(dy))
+
+    def norms(self) -> Iterator[tuple[str, str]]:
+        """Yield each convolution with its batch norm."""
+        yield from (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"))
 
     @property
     def last_norm(self) -> BatchNorm2d:
@@ -214,7 +236,7 @@ class BasicBlock(PlainBasicBlock):
     def backward(self, dy: Array) -> Array:
         """(N, OH, OW, channels · expansion) -> (N, H, W, C): the gradients of both ways into x add up."""
         dbranch, dshortcut = self.add.backward(self.relu2.backward(dy))
-        return self.branch_backward(dbranch) + shortcut_backward(self.downsample, dshortcut)
+        return add_forward(self.branch_backward(dbranch), shortcut_backward(self.downsample, dshortcut))
 
 
 class Bottleneck(PlainBottleneck):
@@ -235,7 +257,7 @@ class Bottleneck(PlainBottleneck):
     def backward(self, dy: Array) -> Array:
         """(N, OH, OW, channels · expansion) -> (N, H, W, C): the gradients of both ways into x add up."""
         dbranch, dshortcut = self.add.backward(self.relu3.backward(dy))
-        return self.branch_backward(dbranch) + shortcut_backward(self.downsample, dshortcut)
+        return add_forward(self.branch_backward(dbranch), shortcut_backward(self.downsample, dshortcut))
 
 
 def shortcut_forward(downsample: Module | None, x: Array) -> Array:

@@ -7,6 +7,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
+from nn.conv import ALGORITHMS
 from nn.schedule import SCHEDULES
 from resnet.blocks import ACTIVATIONS
 from resnet.data import DATASETS
@@ -55,6 +56,8 @@ class TrainingConfig:
     weight_decay: float = option(5e-4, "weight decay; biases and batch norm are exempt", least=0)
     label_smoothing: float = option(0.1, "share of the target spread evenly over all people", least=0, most=0.99)
     mask_probability: float = option(0.5, "chance that a training picture wears a drawn mask", least=0, most=1)
+    algorithm: str = option("auto", "how 3x3 convolutions are computed; auto takes the faster for each", ALGORITHMS)
+    threads: int = option(0, "cores to compute on, 0 for all", least=0)
     seed: int = option(0, "of split, initial weights, masks and augmentation", least=0)
     run_dir: str | None = option(None, "folder to write to; by default a new one under runs/")
 

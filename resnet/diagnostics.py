@@ -11,6 +11,7 @@ import numpy as np
 
 from nn import SoftmaxCrossEntropy
 from nn.backend import load_backend, synchronize
+from nn.parallel import one_blas_thread, threads
 from nn.profile import note_kept, record_layers, time_table
 from nn.schedule import make_schedule
 from resnet.config import TrainingConfig
@@ -69,7 +70,7 @@ def profile(config: TrainingConfig, repeats: int = 5) -> str:
         seconds.setdefault(name, []).append(time.perf_counter() - start)
 
     trainer.step(*next(batches))  # first calls are slower
-    with record_layers(model) as records:
+    with threads(config.threads), one_blas_thread(), record_layers(model) as records:  # as in a step of training
         for repeat in range(repeats + 1):
             if repeat == repeats and xp is np:
                 tracemalloc.start()  # in a last step of its own, as it slows down what it watches
@@ -83,7 +84,7 @@ def profile(config: TrainingConfig, repeats: int = 5) -> str:
                 dlogits = trainer.loss.backward()
             note_kept(model, records)
             with timed("backward"):
-                model.backward(dlogits)
+                model.backward(dlogits, needs_dx=False)
             with timed("optimiser"):
                 trainer.optimizer.step(trainer.learning_rate)
     tracemalloc.stop()

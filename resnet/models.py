@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypedDict, Unpack
 
 import numpy as np
@@ -100,11 +100,19 @@ class ResNet(Module):
             x = part(x)
         return x
 
-    def backward(self, dy: Array) -> Array:
-        """Gradient by the logits (N, K) -> gradient by the pictures (N, H, W, C)."""
-        for _, part in reversed(list(self.children())):
-            dy = part.backward(dy)
+    def backward(self, dy: Array, needs_dx: bool = True) -> Array | None:
+        """Gradient by the logits (N, K) -> gradient by the pictures (N, H, W, C).
+
+        Without ``needs_dx`` the latter is left out and None returned: training has no use for it, and it costs as much
+        as a forward of the first convolution.
+        """
+        for name, part in reversed(list(self.children())):
+            dy = part.backward(dy, needs_dx) if name == "conv1" else part.backward(dy)
         return dy
+
+    def norms(self) -> Iterator[tuple[str, str]]:
+        """Yield the stem's convolution with its batch norm."""
+        yield "conv1", "bn1"
 
     def embed(self, x: Array) -> Array:
         """Pictures (N, H, W, C) -> what the classifier looks at, one vector a picture (N, features)."""
@@ -122,11 +130,13 @@ class Options(TypedDict, total=False):
         negative_slope: of LeakyReLU, in [0, 1]; 0.01 by default.
         stem: "imagenet" (the default; the CIFAR nets have their own) or "small".
         zero_init_residual: start each residual block as its shortcut; False by default.
+        algorithm: of 3×3 convolutions with stride 1: "auto" (the default), "im2col" or "winograd".
         rng: draws the initial weights; None, the default, for fresh randomness.
     """
 
     activation: str
     negative_slope: float
+    algorithm: str
     stem: str
     zero_init_residual: bool
     rng: np.random.Generator | None
@@ -143,11 +153,12 @@ def build(
     negative_slope: float = 0.01,
     stem: str = "imagenet",
     zero_init_residual: bool = False,
+    algorithm: str = "auto",
     rng: np.random.Generator | None = None,
     option: str = "B",
 ) -> ResNet:
     """Build any network of the family; arguments and errors as :class:`ResNet` and :class:`Options`."""
-    recipe = Recipe(activation, negative_slope, np.random.default_rng() if rng is None else rng)
+    recipe = Recipe(activation, negative_slope, np.random.default_rng() if rng is None else rng, algorithm)
     return ResNet(
         block,
         depths,

@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from nn import SGD, SoftmaxCrossEntropy
-from nn.backend import Array, array_module, choose_backend, one_blas_thread, to_numpy
+from nn.backend import Array, array_module, choose_backend, to_numpy
 from nn.checkpoint import save_weights
+from nn.parallel import cores_for, keep_freed_memory, one_blas_thread, threads
 from nn.schedule import make_schedule
 from resnet.baselines import evaluate_baselines
 from resnet.config import TrainingConfig
@@ -65,6 +66,8 @@ class Trainer:
             weight_decay=config.weight_decay,
             decay_all=False,
         )
+        self.threads = config.threads
+        keep_freed_memory()
         self.schedule = make_schedule(config.schedule, config.learning_rate, total_steps, config.warm_up)
         self.steps = 0
 
@@ -86,10 +89,10 @@ class Trainer:
         xp = array_module(self.model.fc.weight.data)
         self.model.zero_grad()
         # No warnings of overflow: a loss that is not finite is reported with its step.
-        with one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):
+        with threads(self.threads), one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):
             logits = self.model(xp.asarray(x))  # (N, K)
             loss = self.loss(logits, labels)
-            self.model.backward(self.loss.backward())
+            self.model.backward(self.loss.backward(), needs_dx=False)
             self.optimizer.step(self.learning_rate)
         self.steps += 1
         return loss, (logits.argmax(axis=1) == xp.asarray(labels)).sum()
@@ -179,7 +182,8 @@ class Training:
 
     def scores(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the network's logits for pictures uint8 (N, H, W, C): float32 (N, K) on the CPU."""
-        return predict(self.model, pictures, self.mean, self.std, self.config.batch_size)
+        with threads(self.config.threads):
+            return predict(self.model, pictures, self.mean, self.std, self.config.batch_size)
 
     def test(self) -> dict[str, float]:
         """Return the rank-1 accuracy on each test set."""
@@ -192,7 +196,7 @@ def predict(
     """Run a network over pictures with its running statistics, keeping nothing for backward.
 
     Args:
-        model: on any device; its state (training or not) is as before afterwards.
+        model: on any device; it stays as it is.
         pictures: uint8 (N, H, W, C).
         mean, std: normalisation, a number a channel.
         batch_size: pictures at a time.
@@ -200,18 +204,13 @@ def predict(
     Returns:
         logits, float32 (N, K), on the CPU.
     """
-    was_training = model.training
-    xp = array_module(model.fc.weight.data)
-    model.inference()
-    with one_blas_thread():
+    xp, fused = array_module(model.fc.weight.data), model.fuse()
+    keep_freed_memory()
+    with cores_for(min(batch_size, len(pictures))):
         parts = [
-            model(xp.asarray(to_network_input(pictures[start : start + batch_size], mean, std)))
+            fused(xp.asarray(to_network_input(pictures[start : start + batch_size], mean, std)))
             for start in range(0, len(pictures), batch_size)
         ]
-    if was_training:
-        model.train()
-    else:
-        model.eval()
     return to_numpy(xp.concatenate(parts))  # (N, K)
 
 
@@ -238,6 +237,7 @@ def prepare(config: TrainingConfig) -> Training:
         activation=config.activation,
         negative_slope=config.negative_slope,
         stem=config.stem,
+        algorithm=config.algorithm,
         rng=np.random.default_rng([config.seed, 1]),
     )
     return Training(

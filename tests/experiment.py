@@ -59,6 +59,7 @@ class Settings:
     activation: str = "leaky_relu"
     negative_slope: float = 0.01
     stem: str = "imagenet"
+    algorithm: str = "auto"
     lr: float = 0.05
     momentum: float = 0.9
     nesterov: bool = True
@@ -73,6 +74,7 @@ class Settings:
             "activation": self.activation,
             "negative_slope": self.negative_slope,
             "stem": self.stem,
+            "algorithm": self.algorithm,
             "rng": np.random.default_rng(self.seed),
         }
         if self.network not in SMALL:

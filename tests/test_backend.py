@@ -1,26 +1,19 @@
-"""The backend: whose array is this, is a GPU usable, slices of a batch. No GPU is needed: a stand-in plays CuPy."""
+"""The backend: whose array is this, is a GPU usable. No GPU is needed: a stand-in plays CuPy."""
 
 from __future__ import annotations
 
 import importlib
-import os
-import subprocess
 import sys
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from nn import BackendError, array_module, backend, to_numpy
+from nn import BackendError, array_module, to_numpy
 from nn.backend import (
     check_float,
     choose_backend,
-    in_threads,
     load_backend,
-    slice_bytes,
-    slices,
     synchronize,
     to_backend,
 )
@@ -55,10 +48,9 @@ def fake_cupy(device_error: Exception | None = None) -> ModuleType:
     module.asarray = FakeArray
     module.ones = lambda n: FakeArray(np.ones(n))
     module.waited = []
-    runtime = SimpleNamespace(getDeviceCount=device_count, memGetInfo=lambda: (6 * 2**30, 8 * 2**30))
+    runtime = SimpleNamespace(getDeviceCount=device_count)
     stream = SimpleNamespace(synchronize=lambda: module.waited.append("stream"))
     module.cuda = SimpleNamespace(runtime=runtime, get_current_stream=lambda: stream)
-    module.get_default_memory_pool = lambda: SimpleNamespace(free_bytes=lambda: 2 * 2**30)
     return module
 
 
@@ -185,29 +177,6 @@ def test_only_a_gpu_is_waited_for(cupy):
     assert cupy.waited == ["stream"]
 
 
-# Slices
-
-
-@given(st.integers(0, 9), st.integers(0, 100), st.integers(0, 10**8), st.integers(1, 10**9))
-def test_slices_cover_a_share_of_the_batch_in_order_without_gaps(start, n, bytes_each, bound):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backend, "CPU_SLICE_BYTES", bound)
-        parts = list(slices(slice(start, start + n), bytes_each, np))
-    assert [i for part in parts for i in range(part.start, part.stop)] == list(range(start, start + n))
-    sizes = [part.stop - part.start for part in parts]
-    assert all(size == 1 or size * bytes_each <= bound for size in sizes)
-    assert len(set(sizes[:-1])) <= 1  # all but the last alike
-    if sizes and bytes_each:
-        assert max(sizes) == min(n, max(1, bound // bytes_each))  # no smaller than need be
-
-
-def test_a_gpu_slice_takes_a_share_of_the_free_memory(cupy):
-    """6 GiB free on the device and 2 GiB that CuPy keeps for itself: a quarter of 8."""
-    assert slice_bytes(cupy) == 2 * 2**30
-    assert slice_bytes(np) == backend.CPU_SLICE_BYTES
-    assert [(part.start, part.stop) for part in slices(slice(0, 5), 2**30, cupy)] == [(0, 2), (2, 4), (4, 5)]
-
-
 # check_float
 
 
@@ -237,62 +206,3 @@ def test_check_float_is_content_with_what_fits():
 def test_check_float_names_what_does_not_fit(x, options, error, words):
     with pytest.raises(error, match=words):
         check_float("pictures", x, **options)
-
-
-# Threads
-
-
-def test_work_is_shared_out_in_order_and_each_share_is_done_once(monkeypatch):
-    monkeypatch.setattr(backend, "cores", lambda: 3)
-    shares = in_threads(lambda share: (share.start, share.stop), 10, 2**20, np)
-    assert shares == [(0, 3), (3, 6), (6, 10)]
-
-
-@pytest.mark.parametrize(("n", "workers", "bytes_each"), [(1, 2, 2**20), (3, 4, 2**20), (5, 1, 2**20), (4, 2, 2**10)])
-def test_few_pictures_a_single_core_or_little_work_are_one_share(n, workers, bytes_each, monkeypatch):
-    monkeypatch.setattr(backend, "cores", lambda: workers)
-    assert in_threads(lambda share: (share.start, share.stop), n, bytes_each, np) == [(0, n)]
-
-
-def test_a_thread_has_one_blas_thread_and_the_callers_setting_comes_back(monkeypatch):
-    monkeypatch.setattr(backend, "cores", lambda: 2)
-    blas = backend._blas()
-
-    def blas_threads() -> set[int]:
-        return {library["num_threads"] for library in blas.info() if library["user_api"] == "blas"}
-
-    with blas.limit(limits=2, user_api="blas"):
-        assert blas_threads() == {2}
-        assert in_threads(lambda share: blas_threads(), 4, 2**20, np) == [{1}, {1}]
-        assert blas_threads() == {2}
-
-
-def test_the_callers_errstate_holds_in_the_threads(monkeypatch):
-    monkeypatch.setattr(backend, "cores", lambda: 2)
-    with np.errstate(divide="raise"), pytest.raises(FloatingPointError):
-        in_threads(lambda share: np.ones(1) / 0, 4, 2**20, np)
-
-
-def test_an_error_in_a_thread_reaches_the_caller(monkeypatch):
-    monkeypatch.setattr(backend, "cores", lambda: 2)
-    with pytest.raises(ZeroDivisionError):
-        in_threads(lambda share: 1 // share.start, 4, 2**20, np)
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
-def test_a_forked_child_has_threads_of_its_own():
-    """In a process of its own, as pytest's threads and a fork do not go together."""
-    program = """
-import os, signal
-import numpy as np
-from nn import backend
-backend.cores = lambda: 2
-work = lambda share: share.stop
-assert backend.in_threads(work, 4, 2**20, np) == [2, 4]
-child = os.fork()
-if child == 0:
-    os._exit(0 if backend.in_threads(work, 4, 2**20, np) == [2, 4] else 1)
-_, status = os.waitpid(child, 0)
-assert status == 0
-"""
-    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, timeout=60)

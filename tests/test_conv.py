@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import tracemalloc
 
 import numpy as np
@@ -10,8 +12,8 @@ from conftest import assert_close, normal
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nn import Conv2d, backend, reference
-from nn.conv import col2im, conv2d_backward, conv2d_forward, im2col, output_size
+from nn import Conv2d, parallel, reference
+from nn.conv import col2im, conv2d_backward, conv2d_forward, im2col, input_gradient, output_size
 
 
 @st.composite
@@ -129,7 +131,7 @@ def test_a_row_of_im2col_is_a_patch_row_by_row_channels_last():
 
 
 def test_col2im_counts_how_many_patches_see_each_place():
-    counts = col2im(np.ones((4, 9)), (1, 4, 4, 1), (3, 3), (1, 1), (0, 0))
+    counts = col2im(np.ones((1, 2, 2, 3, 3, 1)), (1, 4, 4, 1), (1, 1), (0, 0))
     np.testing.assert_array_equal(counts[0, :, :, 0], np.outer([1, 2, 2, 1], [1, 2, 2, 1]))
 
 
@@ -140,7 +142,8 @@ def test_col2im_is_the_adjoint_of_im2col(geometry, seed):
     x = normal(rng, shape)
     cols = im2col(x, (kh, kw), stride, padding)
     c = normal(rng, cols.shape)
-    back = col2im(c, shape, (kh, kw), stride, padding)
+    oh, ow = (output_size(*sizes) for sizes in zip(shape[1:3], (kh, kw), stride, padding, strict=True))
+    back = col2im(c.reshape(shape[0], oh, ow, kh, kw, shape[3]), shape, stride, padding)
     assert back.shape == shape
     assert (cols * c).sum() == pytest.approx((x * back).sum(), rel=1e-12, abs=1e-12)
 
@@ -162,9 +165,9 @@ def test_slices_and_threads_change_nothing(slice_bytes, cores, monkeypatch, rng)
     x, weight, bias = normal(rng, (7, 6, 5, 3)), normal(rng, (3, 3, 3, 4)), normal(rng, (4,))
     dy = normal(rng, (7, 3, 5, 4))
     expected, twin_cache = reference.conv2d_forward(x, weight, bias, (2, 1), 1)
-    monkeypatch.setattr(backend, "CPU_SLICE_BYTES", slice_bytes)
-    monkeypatch.setattr(backend, "cores", lambda: cores)
-    monkeypatch.setattr(backend, "THREADING_BYTES", 0)
+    monkeypatch.setattr(parallel, "CPU_SLICE_BYTES", slice_bytes)
+    monkeypatch.setattr(parallel, "cores", lambda: cores)
+    monkeypatch.setattr(parallel, "THREADING_BYTES", 0)
     y, cache = conv2d_forward(x, weight, bias, (2, 1), 1)
     assert_close(y, expected)
     for gradient, truth in zip(conv2d_backward(dy, cache), reference.conv2d_backward(dy, twin_cache), strict=True):
@@ -187,8 +190,8 @@ def test_patches_are_never_built_for_the_whole_batch(rng, monkeypatch):
     y, cache = conv2d_forward(x, weight, None, 1, 1)
     # What must be there: one output as large as x and, in each thread, a slice's patches (and in backward their
     # gradient, within the same bound), with room for one slice's padded pictures and products.
-    monkeypatch.setattr(backend, "cores", lambda: 2)
-    bound = x.nbytes + 2 * 2 * backend.CPU_SLICE_BYTES
+    monkeypatch.setattr(parallel, "cores", lambda: 2)
+    bound = x.nbytes + 2 * 2 * parallel.CPU_SLICE_BYTES
     assert bound < 0.6 * all_patches
     assert peak_bytes(lambda: conv2d_forward(x, weight, None, 1, 1)) < bound
     assert peak_bytes(lambda: conv2d_backward(y, cache)) < bound
@@ -200,6 +203,21 @@ def test_keeps_its_input_and_not_the_patches(rng):
     layer(x)
     kept = [value for value in layer.kept() if isinstance(value, np.ndarray)]
     assert [array is x or array is layer.weight.data for array in kept] == [True, True]
+
+
+def test_the_path_of_im2col_stays_a_lesson():
+    """Forward and backward together, with all that they are made of: fewer than 40 lines of code."""
+    path = (im2col, col2im, conv2d_forward, conv2d_backward, input_gradient)
+    lines = set()
+    for function in path:
+        definition = ast.parse(inspect.getsource(function)).body[0]
+        lines |= {(function, line) for part in definition.body[1:] for line in code_lines(part)}  # [0] is the docstring
+    assert 20 < len(lines) < 40
+
+
+def code_lines(part: ast.stmt) -> set[int]:
+    """Lines on which something of the syntax tree stands; comments and empty lines do not."""
+    return {node.lineno for node in ast.walk(part) if hasattr(node, "lineno")}
 
 
 # The layer

@@ -373,7 +373,7 @@ def test_bytes_kept_by_hand():
     """Two pictures of 4 × 6 × 2 in float32; an array that two layers hold counts once, at the first of them."""
     model = Sequential(
         Conv2d(2, 3, 3, padding=1, bias=False),  # its input: 2·4·6·2 numbers of 4 bytes
-        BatchNorm2d(3),  # x̂, 2·4·6·3 numbers, and 1/σ, 3
+        BatchNorm2d(3),  # its input, 2·4·6·3 numbers, and mean and 1/σ, 3 each
         LeakyReLU(),  # its output, 2·4·6·3
         Conv2d(3, 5, 1),  # the output of LeakyReLU, counted there
         MaxPool2d(2),  # a byte for each of 2·2·3·5 windows
@@ -384,7 +384,7 @@ def test_bytes_kept_by_hand():
     with record_layers(model) as records:
         model(np.ones((2, 4, 6, 2), np.float32))
     note_kept(model, records)
-    assert [record.bytes_kept for record in records] == [384, 588, 576, 0, 60, 0, 0, 40]
+    assert [record.bytes_kept for record in records] == [384, 600, 576, 0, 60, 0, 0, 40]
 
 
 def test_a_record_of_each_layer_in_order_and_nothing_left_behind(rng):

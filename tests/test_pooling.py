@@ -181,3 +181,13 @@ def test_impossible_settings_are_named(name, value):
 def test_wrong_input_is_named(layer, x, error, words):
     with pytest.raises(error, match=words):
         layer(x)
+
+
+def test_in_inference_nobody_asks_who_won(rng):
+    x = normal(rng, (2, 7, 6, 3))
+    layer = MaxPool2d(3, 2, 1)
+    expected = layer(x)
+    layer.inference()
+    np.testing.assert_array_equal(layer(x), expected)
+    assert layer.kept() is None
+    assert max_pool2d_forward(x, 3, 2, 1, needs_winner=False)[1] is None

@@ -177,9 +177,12 @@ def test_cross_entropy(smoothing, rng):
 
 NETWORKS = {
     "resnet18, colour": Settings("resnet18", (4, 45, 37), lr=0.01),
+    "resnet18, all by im2col": Settings("resnet18", (4, 45, 37), lr=0.01, algorithm="im2col"),
+    "resnet18, all by Winograd": Settings("resnet18", (4, 45, 37), lr=0.01, algorithm="winograd"),
     "resnet18, grey, ReLU": Settings("resnet18", (4, 37, 45), channels=1, activation="relu", lr=0.01),
     "resnet18, small stem, slope 0.2": Settings("resnet18", (4, 17, 13), stem="small", negative_slope=0.2),
     "resnet50": Settings("resnet50", (4, 47, 33), lr=1e-4),
+    "resnet50, all by Winograd": Settings("resnet50", (4, 47, 33), lr=1e-4, algorithm="winograd"),
     "resnet20": Settings("resnet20", (4, 11, 9), stem="small"),
     "resnet20, grey, ReLU": Settings("resnet20", (5, 9, 12), 1, stem="small", activation="relu"),
     "plain20": Settings("plain20", (4, 11, 9), stem="small", lr=0.01),
@@ -194,7 +197,7 @@ def test_float64(name):
     assert_experiment_equals(NETWORKS[name], "float64")
 
 
-@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "resnet50"])
+@pytest.mark.parametrize("name", [name for name in NETWORKS if "resnet50" not in name])
 def test_float32(name):
     assert_experiment_equals(NETWORKS[name], "float32")
 

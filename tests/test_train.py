@@ -19,6 +19,7 @@ from PIL import Image
 from tiny import quick, write_people
 
 import train
+from nn import parallel
 from nn.checkpoint import load_weights
 from resnet.config import TrainingConfig
 from resnet.data import orl
@@ -181,6 +182,21 @@ def test_profile_shows_every_layer(people, tmp_path, capsys):
     assert any(line.startswith("optimiser: ") for line in lines)
     total = next(line for line in lines if line.startswith("total"))
     assert total.split()[3] == "100.0"
+
+
+def test_threads_and_algorithm_change_the_speed_and_not_the_result(rng):
+    """Four steps of each; and the caller's BLAS setting is as before."""
+    x, labels = rng.normal(size=(6, 16, 16, 1)).astype(np.float32), rng.integers(0, 4, 6)
+    losses = {}
+    with parallel._blas().limit(limits=2, user_api="blas"):
+        for threads, algorithm in ((1, "im2col"), (3, "im2col"), (2, "winograd")):
+            model = make_model("resnet20", 4, 1, algorithm=algorithm, rng=np.random.default_rng(0)).train()
+            trainer = Trainer(model, TrainingConfig(threads=threads, learning_rate=0.01), total_steps=4)
+            losses[threads] = [float(trainer.step(x, labels)[0]) for _ in range(4)]
+        assert {lib["num_threads"] for lib in parallel._blas().info() if lib["user_api"] == "blas"} == {2}
+    assert losses[3] == pytest.approx(losses[1], rel=1e-4)
+    assert losses[2] == pytest.approx(losses[1], rel=1e-4)
+    assert losses[1][-1] < losses[1][0]
 
 
 def test_help_shows_every_setting(capsys):
