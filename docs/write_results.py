@@ -7,6 +7,10 @@ The result files come from
         cp runs/seed$seed/results.json docs/results/train_seed$seed.json
     done
     python -m nn.gradcheck > docs/results/gradcheck.txt
+    CASES="32x112 8x224 64x64 4x56 infer:1x112 infer:32x112"
+    python -m benchmarks.step --cases "$CASES" --repetitions 9 --json benchmarks/results/step.json
+    python -m benchmarks.step --cases "$CASES" --keep-blas-settings --json benchmarks/results/step_keep.json
+    python -m benchmarks.data --json benchmarks/results/data.json
 """
 
 from __future__ import annotations
@@ -15,9 +19,11 @@ import json
 import re
 import statistics
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
+BENCHMARKS = ROOT / "benchmarks" / "results"
 
 
 def training_table() -> str:
@@ -57,11 +63,61 @@ def gradcheck_table() -> str:
     return "\n".join(lines)
 
 
+def speed_tables(folder: Path = BENCHMARKS) -> str:
+    """Return our speed and memory beside PyTorch's, a row a case, as Markdown.
+
+    A second table follows if the benchmark was also run with the BLAS settings of its surroundings.
+    """
+    report = json.loads((folder / "step.json").read_text())
+    machine, versions, settings = report["machine"], report["versions"], report["settings"]
+    kernels = ", ".join(sorted({f"{lib['internal_api']} {lib['architecture']}" for lib in report["blas"]}))
+    lines = [
+        speed_table(report),
+        "",
+        f"{settings['arch']}, float32. Speed is pictures a second, the median of {settings['repetitions']} repetitions",
+        "taken in turns, beside the faster of PyTorch's two memory layouts; the ratio is ours / PyTorch, median (least",
+        "– most) of the rounds. Memory is the peak of the process in MB; in brackets what came after the imports.",
+        f"{machine['cpu']}, {machine['cores']} cores; Python {versions['python']}, PyTorch {versions['torch']},",
+        f"NumPy {versions['numpy']} ({kernels}); {report['date'][:10]}. Result file: `benchmarks/results/step.json`.",
+    ]
+    data = folder / "data.json"
+    if data.exists():
+        adds = json.loads(data.read_text())["adds"]
+        lines += [
+            "",
+            f"Masks, augmentation and normalisation add {100 * adds['median']:.1f} % ({100 * adds['min']:.1f} – "
+            f"{100 * adds['max']:.1f}) to an epoch of `train.py`: `python -m benchmarks.data`.",
+        ]
+    keep = folder / "step_keep.json"
+    if keep.exists():
+        kept = json.loads(keep.read_text())
+        variables = ", ".join(f"`{name}={value}`" for name, value in kept["blas_settings"]["variables"].items())
+        lines += ["", f"The same with {variables} set, which makes NumPy's OpenBLAS use another CPU's kernels:", ""]
+        lines += [speed_table(kept)]
+    return "\n".join(lines)
+
+
+def speed_table(report: dict[str, Any]) -> str:
+    """Return the cases of one benchmark report as a Markdown table."""
+    lines = ["| case | ours | PyTorch | ratio | memory ours | memory PyTorch |", "|---|---|---|---|---|---|"]
+    for case in report["cases"]:
+        ours, theirs = case["contestants"]["ours"], case["contestants"][case["against"]["name"]]
+        ratio = case["against"]["speed"]
+        cells = [
+            f"{'training step' if case['kind'] == 'step' else 'inference'}, {case['batch']} × {case['size']}²",
+            *(f"{one['pictures_per_second']['median']:.1f}" for one in (ours, theirs)),
+            f"{ratio['median']:.2f} ({ratio['min']:.2f} – {ratio['max']:.2f})",
+            *(f"{one['peak_bytes'] / 1e6:.0f} ({one['above_bytes'] / 1e6:.0f})" for one in (ours, theirs)),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def written(readme: str) -> str:
     """Return the text of README.md with its tables filled in anew."""
-    for name, table in (("results", training_table()), ("gradcheck", gradcheck_table())):
+    for name, table in (("results", training_table), ("gradcheck", gradcheck_table), ("speed", speed_tables)):
         pattern = rf"(<!-- {name}:begin[^\n]*-->\n).*?(<!-- {name}:end -->)"
-        readme = re.sub(pattern, lambda match, table=table: f"{match[1]}{table}\n{match[2]}", readme, flags=re.DOTALL)
+        readme = re.sub(pattern, lambda match, table=table: f"{match[1]}{table()}\n{match[2]}", readme, flags=re.DOTALL)
     return readme
 
 
