@@ -19,7 +19,7 @@ from PIL import Image
 from tiny import quick, write_people
 
 import train
-from nn import parallel
+from nn import SoftmaxCrossEntropy, parallel
 from nn.checkpoint import load_weights
 from resnet.config import TrainingConfig
 from resnet.data import orl
@@ -197,6 +197,22 @@ def test_threads_and_algorithm_change_the_speed_and_not_the_result(rng):
     assert losses[3] == pytest.approx(losses[1], rel=1e-4)
     assert losses[2] == pytest.approx(losses[1], rel=1e-4)
     assert losses[1][-1] < losses[1][0]
+
+
+def test_a_step_computes_in_as_many_threads_as_told_each_with_one_of_blas(rng):
+    trainer = Trainer(make_model("resnet20", 4, 1), TrainingConfig(threads=3), total_steps=1)
+    seen = []
+
+    class Loss(SoftmaxCrossEntropy):
+        def forward(self, logits, labels):
+            blas = {lib["num_threads"] for lib in parallel._blas().info() if lib["user_api"] == "blas"}
+            seen.append((parallel.workers(2**30, np), blas))
+            return super().forward(logits, labels)
+
+    trainer.loss = Loss()
+    with parallel._blas().limit(limits=2, user_api="blas"):
+        trainer.step(rng.normal(size=(2, 8, 8, 1)).astype(np.float32), np.array([0, 1]))
+    assert seen == [(3, {1})]
 
 
 def test_help_shows_every_setting(capsys):
