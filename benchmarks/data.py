@@ -40,12 +40,12 @@ def measure(training: Training, repetitions: int) -> dict[str, Any]:
     training.model.train()
     for number in range(repetitions + 1):
         made = list(training.batches.epoch(number))
-        without = train(training, made)
-        with closing(prefetch(training.batches.epoch(number))) as batches:
-            whole_path = train(training, batches)
-        if number > 0:  # the first is the warm-up
-            seconds["as in train.py"].append(whole_path)
-            seconds["batches made before"].append(without)
+        turns = list(seconds) if number % 2 else list(reversed(seconds))  # neither always has the second turn
+        for name in turns:
+            with closing(prefetch(training.batches.epoch(number))) as in_background:
+                spent = train(training, in_background if name == "as in train.py" else made)
+            if number > 0:  # the first is the warm-up
+                seconds[name].append(spent)
     pairs = zip(*seconds.values(), strict=True)
     return {"seconds": seconds, "adds": spread([longer / shorter - 1 for longer, shorter in pairs])}
 

@@ -10,7 +10,7 @@ The result files come from
     CASES="32x112 8x224 64x64 4x56 infer:1x112 infer:32x112"
     python -m benchmarks.step --cases "$CASES" --repetitions 9 --json benchmarks/results/step.json
     python -m benchmarks.step --cases "$CASES" --keep-blas-settings --json benchmarks/results/step_keep.json
-    python -m benchmarks.data --json benchmarks/results/data.json
+    python -m benchmarks.data --repetitions 15 --json benchmarks/results/data.json
 """
 
 from __future__ import annotations
@@ -82,11 +82,13 @@ def speed_tables(folder: Path = BENCHMARKS) -> str:
     ]
     data = folder / "data.json"
     if data.exists():
-        adds = json.loads(data.read_text())["adds"]
+        measured = json.loads(data.read_text())
+        times = {name: 1 + share for name, share in measured["adds"].items()}
         lines += [
             "",
-            f"Masks, augmentation and normalisation add {100 * adds['median']:.1f} % ({100 * adds['min']:.1f} – "
-            f"{100 * adds['max']:.1f}) to an epoch of `train.py`: `python -m benchmarks.data`.",
+            "An epoch of `train.py`, with masks, augmentation and normalisation made in the background, takes",
+            f"{times['median']:.2f} ({times['min']:.2f} – {times['max']:.2f}) times as long as one on batches made",
+            f"before: `python -m benchmarks.data`, {len(measured['seconds']['as in train.py'])} epochs of each.",
         ]
     keep = folder / "step_keep.json"
     if keep.exists():

@@ -8,8 +8,9 @@ from argparse import ArgumentTypeError
 
 import pytest
 from test_readme import load_writer
+from tiny import quick, write_people
 
-from benchmarks import layers, scaling, step
+from benchmarks import data, layers, scaling, step
 from benchmarks.measure import (
     BLAS_VARIABLES,
     Measured,
@@ -253,3 +254,17 @@ def test_the_tables_of_the_readme(tmp_path):
     text = load_writer().speed_tables(tmp_path)
     assert text.count("| training step, 12 × 64² |") == 2
     assert "`OPENBLAS_CORETYPE=Haswell`" in text
+
+
+def test_the_data_path_beside_batches_made_before(tmp_path, capsys):
+    people = write_people(tmp_path / "people")
+    arguments = [*quick(people, tmp_path / "run"), "--repetitions", "2", "--json", str(tmp_path / "data.json")]
+    assert data.main(arguments) == 0
+    result = json.loads((tmp_path / "data.json").read_text())
+    with_path, without = result["seconds"].values()
+    assert len(with_path) == len(without) == 2
+    ratios = sorted(longer / shorter - 1 for longer, shorter in zip(with_path, without, strict=True))
+    assert [result["adds"]["min"], result["adds"]["max"]] == pytest.approx(ratios)
+    assert "the data path adds" in capsys.readouterr().out
+    assert data.main(["--data", "folder", "--data-dir", str(tmp_path / "nothing")]) == 1
+    assert "error: expected a folder" in capsys.readouterr().err
