@@ -19,11 +19,11 @@ import numpy as np
 from benchmarks.measure import (
     CHANNELS,
     CLASSES,
-    BenchmarkError,
     Job,
     Measured,
     add_options,
     circumstances,
+    exit_status,
     fastest,
     measure,
     speed_ratio,
@@ -156,12 +156,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--batch", type=whole(2), default=32, help="pictures a step (32)")
     parser.add_argument("--size", type=whole(8), default=112, help="side of the pictures (112)")
     add_options(parser)
-    try:
-        run(parser.parse_args(arguments))
-    except (BenchmarkError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_status(run, parser.parse_args(arguments))
 
 
 if __name__ == "__main__":

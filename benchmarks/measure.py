@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -259,6 +259,16 @@ def write_report(path: Path | None, report: dict[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(report, indent=1) + "\n")
         print(f"written: {path}")
+
+
+def exit_status(run: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
+    """Run a benchmark; return 0, or 1 after an error, said in one line."""
+    try:
+        run(options)
+    except (BenchmarkError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

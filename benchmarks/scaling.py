@@ -17,10 +17,10 @@ import numpy as np
 from benchmarks.measure import (
     CHANNELS,
     CLASSES,
-    BenchmarkError,
     Measured,
     add_options,
     circumstances,
+    exit_status,
     exponent,
     measure,
     table,
@@ -142,12 +142,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description="Time and memory against size.")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw a plot, too")
     add_options(parser)
-    try:
-        run(parser.parse_args(arguments))
-    except (BenchmarkError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_status(run, parser.parse_args(arguments))
 
 
 if __name__ == "__main__":

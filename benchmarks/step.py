@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.measure import (
-    BenchmarkError,
     Job,
     Measured,
     add_options,
     circumstances,
+    exit_status,
     fastest,
     gflop,
     measure,
@@ -186,13 +186,7 @@ def run(options: argparse.Namespace) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return the exit status."""
-    options = parse(arguments)
-    try:
-        run(options)
-    except (BenchmarkError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_status(run, parse(arguments))
 
 
 if __name__ == "__main__":
