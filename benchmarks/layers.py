@@ -1,8 +1,8 @@
 """ResNet18 layer by layer, beside PyTorch: ``python -m benchmarks.layers --batch 32 --size 112``.
 
-Every distinct convolution of the network at this input, and batch norm (training), LeakyReLU, residual add and max
-pooling each at its largest shape; forward and backward apart. Backward gives the gradient by the input everywhere, also
-for the stem. Times are medians; PyTorch's are those of its faster layout.
+Every distinct convolution of the network at this input, and batch norm (training), LeakyReLU, ReLU, residual add and
+max pooling each at its largest shape; forward and backward apart. Backward gives the gradient by the input everywhere,
+also for the stem. Times are medians; PyTorch's are those of its faster layout.
 """
 
 from __future__ import annotations
@@ -76,6 +76,7 @@ def layer_jobs(batch: int, size: int) -> dict[str, Job]:
                 job |= {"kernel": layer.kernel_size[0], "stride": layer.stride[0], "padding": layer.padding[0]}
             if prod(shape) > prod(largest.get(job["layer"], {"shape": (0,)})["shape"]):
                 largest[job["layer"]] = job
+    largest["ReLU"] = largest["LeakyReLU"] | {"layer": "ReLU"}  # where the other activation would stand
     named = {"{} {}×{}×{}".format(kind, *job["shape"][1:]): job for kind, job in largest.items()}
     return convolutions | named
 

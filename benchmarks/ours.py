@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import worker
-from nn import Add, BatchNorm2d, Conv2d, LeakyReLU, MaxPool2d, Module
+from nn import Add, BatchNorm2d, Conv2d, LeakyReLU, MaxPool2d, Module, ReLU
 from nn.backend import Array, array_module, load_backend, synchronize
 from nn.parallel import cores_for, keep_freed_memory, one_blas_thread, threads
 from resnet.config import TrainingConfig
@@ -58,6 +58,7 @@ def layer(job: dict[str, Any]) -> worker.Phases:
     modules: dict[str, Any] = {
         "BatchNorm2d": lambda: BatchNorm2d(shape[-1]),
         "LeakyReLU": LeakyReLU,
+        "ReLU": ReLU,
         "MaxPool2d": lambda: MaxPool2d(job["kernel"], job["stride"], job["padding"]),
         "Add": Add,
         "Conv2d": lambda: Conv2d(

@@ -94,6 +94,7 @@ def layer(job: dict[str, Any]) -> worker.Phases:
     modules: dict[str, Any] = {
         "BatchNorm2d": lambda: nn.BatchNorm2d(c),
         "LeakyReLU": lambda: nn.LeakyReLU(0.01),
+        "ReLU": nn.ReLU,
         "MaxPool2d": lambda: nn.MaxPool2d(job["kernel"], job["stride"], job["padding"]),
         "Add": _Add,
         "Conv2d": lambda: nn.Conv2d(c, job["filters"], job["kernel"], job["stride"], job["padding"], bias=False),

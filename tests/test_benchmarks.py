@@ -186,7 +186,7 @@ def test_layers_of_resnet18():
     assert "ours winograd" not in layers.contestants(jobs["conv 7×7, 64×64×3 → 64, stride 2"], 0)
 
 
-@pytest.mark.parametrize("layer", ["Conv2d", "BatchNorm2d", "LeakyReLU", "Add", "MaxPool2d"])
+@pytest.mark.parametrize("layer", ["Conv2d", "BatchNorm2d", "LeakyReLU", "ReLU", "Add", "MaxPool2d"])
 def test_both_sides_know_each_layer(layer):
     from benchmarks import ours
 
