@@ -14,6 +14,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -261,9 +262,25 @@ def write_report(path: Path | None, report: dict[str, Any]) -> None:
         print(f"written: {path}")
 
 
+def check_folder(path: Path | None) -> None:
+    """Find out before minutes of measuring whether a result file can be written, if one is wanted.
+
+    Raises:
+        BenchmarkError: it cannot.
+    """
+    if path is None:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise BenchmarkError(f"--json: expected a folder that can be written, got {path} ({error})") from error
+
+
 def exit_status(run: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
     """Run a benchmark; return 0, or 1 after an error, said in one line."""
     try:
+        check_folder(options.json)
         run(options)
     except (BenchmarkError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -268,3 +268,12 @@ def test_the_data_path_beside_batches_made_before(tmp_path, capsys):
     assert "the data path adds" in capsys.readouterr().out
     assert data.main(["--data", "folder", "--data-dir", str(tmp_path / "nothing")]) == 1
     assert "error: expected a folder" in capsys.readouterr().err
+
+
+def test_a_result_file_that_cannot_be_written_stops_before_measuring(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    path = tmp_path / "file" / "step.json"
+    assert step.main(["--batch", "2", "--size", "32", "--against", "none", "--json", str(path)]) == 1
+    seen = capsys.readouterr()
+    assert f"folder that can be written, got {path}" in seen.err
+    assert seen.out == ""
