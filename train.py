@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
             run(config)
     except KeyboardInterrupt:
         return 130  # what shells expect of a program that was interrupted
-    except (ValueError, TypeError, OSError, BackendError, TrainingError) as error:
+    except (ValueError, TypeError, OSError, MemoryError, BackendError, TrainingError) as error:
         if options.debug:
             raise
         print(f"error: {error}", file=sys.stderr)

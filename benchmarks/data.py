@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
         for name, seconds in result["seconds"].items():
             print(f"{name:20s} {spread(seconds)['median']:.2f} s an epoch")
         print(f"the data path adds {100 * adds['median']:.1f} % ({100 * adds['min']:.1f} – {100 * adds['max']:.1f})")
-        write_report(options.json, {"machine": machine(), "settings": dataclasses.asdict(config)} | result)
+        write_report(options.json, {"machine": machine("numpy"), "settings": dataclasses.asdict(config)} | result)
     except (ValueError, OSError, BackendError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -9,12 +9,14 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import math
 import os
 import platform
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -63,31 +65,61 @@ class Measured:
         return max(1, self.peak_bytes - self.start_bytes)
 
 
-class Worker:
-    """A contestant's process, ready to go once constructed.
+@dataclass(frozen=True)
+class Limits:
+    """When measuring has to end, in seconds of ``time.monotonic``.
 
-    Raises:
-        BenchmarkError: it answered with an error, or not at all.
+    Attributes:
+        enough: from then on no new round begins.
+        end: a process that is still busy then is ended.
     """
 
-    def __init__(self, name: str, job: Job, environment: dict[str, str]) -> None:
-        self.name = name
+    enough: float = math.inf
+    end: float = math.inf
+
+
+UNLIMITED = Limits()
+
+
+class Worker:
+    """A contestant's process. Once constructed, it imports what it will need, while others may do the same.
+
+    Args:
+        name: for errors.
+        job: what it is to do.
+        environment: of the process.
+        end: when it is ended, whatever it is doing, in seconds of ``time.monotonic``.
+    """
+
+    def __init__(self, name: str, job: Job, environment: dict[str, str], end: float = math.inf) -> None:
+        self.name, self.job, self.last_moment = name, job, end
+        self.facts: dict[str, Any] = {}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.worker"],
+            [sys.executable, "-m", "benchmarks.worker", job["side"]],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             cwd=ROOT,
             env=environment,
         )
-        try:
-            self.facts = self.ask(job)
-        except BaseException:
-            self.end()
-            raise
+        self.timer = threading.Timer(min(end - time.monotonic(), threading.TIMEOUT_MAX), self.process.kill)
+        self.timer.daemon = True
+        self.timer.start()
+
+    def prepare(self) -> None:
+        """Let it build and warm up.
+
+        Raises:
+            BenchmarkError: as :meth:`ask`.
+        """
+        self.facts = self.ask(self.job)
 
     def ask(self, question: Job | str) -> dict[str, Any]:
-        """Send a line, wait for a line."""
+        """Send a line, wait for a line.
+
+        Raises:
+            BenchmarkError: the process answered with an error, or not at all.
+        """
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         try:
@@ -96,24 +128,29 @@ class Worker:
         except BrokenPipeError:
             pass  # it has ended: what it had to say comes with the answer
         line = self.process.stdout.readline()
-        answer: dict[str, Any] = json.loads(line) if line else {"error": "its process ended without an answer"}
+        silent = "its time was up" if time.monotonic() >= self.last_moment else "its process ended without an answer"
+        answer: dict[str, Any] = json.loads(line) if line else {"error": silent}
         if "error" in answer:
             raise BenchmarkError(f"{self.name}: {answer['error']}")
         return answer
 
     def end(self) -> None:
         """End the process, whatever it is doing."""
+        self.timer.cancel()
         self.process.kill()
         self.process.communicate()
 
 
-def measure(jobs: dict[str, Job], repetitions: int, environment: dict[str, str]) -> dict[str, Measured]:
+def measure(
+    jobs: dict[str, Job], repetitions: int, environment: dict[str, str], limits: Limits = UNLIMITED
+) -> dict[str, Measured]:
     """Let the contestants take turns.
 
     Args:
         jobs: what each is to do, by name.
-        repetitions: turns of each.
+        repetitions: turns of each; fewer, but at least one, where the limits come first.
         environment: of their processes.
+        limits: none by default.
 
     Raises:
         BenchmarkError: one of them cannot run.
@@ -121,10 +158,12 @@ def measure(jobs: dict[str, Job], repetitions: int, environment: dict[str, str])
     with ExitStack() as stack:
         workers = []
         for name, job in jobs.items():
-            workers.append(Worker(name, job, environment))
+            workers.append(Worker(name, job, environment, limits.end))
             stack.callback(workers[-1].end)
+        for worker in workers:
+            worker.prepare()  # one after the other: PyTorch chooses its algorithms by their speed meanwhile
         rounds: list[dict[str, Any]] = []
-        for _ in range(repetitions):
+        while not rounds or (len(rounds) < repetitions and time.monotonic() < limits.enough):
             rounds.append({})
             for worker in workers:
                 time.sleep(PAUSE)
@@ -225,6 +264,16 @@ def worker_environment(keep_blas_settings: bool) -> tuple[dict[str, str], dict[s
     return environment, {"variables": found, "kept": keep_blas_settings}
 
 
+def now() -> str:
+    """Return date and time with their zone."""
+    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def machine() -> dict[str, Any]:
+    """Return what computes, short of the GPU."""
+    return {"cpu": _cpu(), "cores": cores(), "platform": platform.platform()}
+
+
 def circumstances(
     blas_settings: dict[str, Any], options: argparse.Namespace, measured: list[Measured]
 ) -> dict[str, Any]:
@@ -233,8 +282,8 @@ def circumstances(
     for one in measured:
         versions |= one.facts["versions"]
     return {
-        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "machine": {"cpu": _cpu(), "cores": cores(), "platform": platform.platform()},
+        "date": now(),
+        "machine": machine(),
         "versions": versions,
         "blas": measured[0].facts["blas"],
         "blas_settings": blas_settings,

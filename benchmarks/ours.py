@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from functools import cache
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import worker
-from nn import Add, BatchNorm2d, Conv2d, LeakyReLU, MaxPool2d, Module, ReLU
-from nn.backend import Array, array_module, load_backend, synchronize
+from nn import Add, BatchNorm2d, Conv2d, LeakyReLU, MaxPool2d, Module, ReLU, gpu, parallel
+from nn.backend import Array, gpu_facts, load_backend
 from nn.parallel import cores_for, keep_freed_memory, one_blas_thread, threads
+from nn.precision import check_precision, matrix_products
 from resnet.config import TrainingConfig
 from resnet.models import ResNet, make_model
 from resnet.training import Trainer
@@ -24,28 +27,65 @@ def pictures(job: dict[str, Any]) -> NDArray[np.float32]:
     return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
 
 
-def _model(job: dict[str, Any]) -> ResNet:
-    return make_model(job["arch"], CLASSES, CHANNELS, rng=np.random.default_rng(1)).to(job["side"])
+@cache
+def backend(side: str) -> ModuleType:
+    """Return the array module. Asked for once only: finding out whether a GPU works waits for it."""
+    return load_backend(side)
+
+
+def mark(job: dict[str, Any]) -> Any:
+    """Note this moment, on a GPU by an event in its queue."""
+    return gpu.mark(backend(job["side"]))
+
+
+def seconds_between(job: dict[str, Any], start: Any, stop: Any) -> float:
+    """Return the seconds from one mark to another."""
+    return gpu.seconds_between(backend(job["side"]), start, stop)
+
+
+def _prepare(job: dict[str, Any]) -> tuple[ModuleType, str]:
+    """Return the array module and the precision, which it can compute in; set the size of a GPU's slices if asked to.
+
+    Raises:
+        BackendError: it cannot.
+    """
+    xp, precision = backend(job["side"]), job.get("precision", "float32")
+    check_precision(precision, xp)
+    parallel.GPU_SLICE_BYTES = job.get("gpu_slice_bytes", parallel.GPU_SLICE_BYTES)
+    return xp, precision
+
+
+def _model(job: dict[str, Any], classes: int = CLASSES) -> ResNet:
+    return make_model(job["arch"], classes, CHANNELS, rng=np.random.default_rng(1)).to(job["side"])
+
+
+def new_trainer(job: dict[str, Any], classes: int = CLASSES) -> Trainer:
+    """Return a network that was not trained yet with its trainer, at a learning rate that hardly rises."""
+    _, precision = _prepare(job)
+    config = TrainingConfig(batch_size=job["batch"], threads=job["threads"], precision=precision, label_smoothing=0.0)
+    return Trainer(_model(job, classes), config, total_steps=10**6)
+
+
+def labels(job: dict[str, Any], classes: int = CLASSES) -> NDArray[np.int64]:
+    """Return the classes of a batch, (N,)."""
+    return np.random.default_rng(2).integers(classes, size=job["batch"])
 
 
 def step(job: dict[str, Any]) -> worker.Phases:
-    """Forward, loss, backward, SGD; reading the loss waits for the device."""
-    config = TrainingConfig(batch_size=job["batch"], threads=job["threads"], label_smoothing=0.0)
-    trainer = Trainer(_model(job), config, total_steps=10**6)
-    x, labels = pictures(job), np.random.default_rng(2).integers(CLASSES, size=job["batch"])
-    return {"step": lambda: float(trainer.step(x, labels)[0])}
+    """Pictures to the device, forward, loss, backward, SGD; the loss stays on the device."""
+    trainer, x, classes = new_trainer(job), pictures(job), labels(job)
+    return {"step": lambda: trainer.step(x, classes)}
 
 
 def infer(job: dict[str, Any]) -> worker.Phases:
     """Pictures in, logits out, batch norms folded into the convolutions."""
     keep_freed_memory()  # as training and prediction do
-    fused = _model(job).fuse()
-    x, xp = pictures(job), load_backend(job["side"])
+    xp, precision = _prepare(job)
+    fused, x = _model(job).fuse(), pictures(job)
 
     def work() -> None:
-        with threads(job["threads"]), cores_for(job["batch"]):
+        with matrix_products(precision, xp), threads(job["threads"]), cores_for(job["batch"]):
             fused(xp.asarray(x))
-        synchronize(xp)
 
     return {"infer": work}
 
@@ -53,7 +93,7 @@ def infer(job: dict[str, Any]) -> worker.Phases:
 def layer(job: dict[str, Any]) -> worker.Phases:
     """Forward and backward of one layer, with as many threads as in training."""
     keep_freed_memory()
-    xp, rng = load_backend(job["side"]), np.random.default_rng(3)
+    (xp, _), rng = _prepare(job), np.random.default_rng(3)
     kind, shape = job["layer"], tuple(job["shape"])
     modules: dict[str, Any] = {
         "BatchNorm2d": lambda: BatchNorm2d(shape[-1]),
@@ -74,7 +114,6 @@ def layer(job: dict[str, Any]) -> worker.Phases:
     def forward() -> Array:
         with threads(job["threads"]), one_blas_thread():
             y: Array = module(*inputs)
-        synchronize(xp)
         return y
 
     y_shape = forward().shape
@@ -84,27 +123,31 @@ def layer(job: dict[str, Any]) -> worker.Phases:
         with threads(job["threads"]), one_blas_thread():
             module.zero_grad()
             module.backward(dy)
-        synchronize(xp)
 
     return {"forward": forward, "backward": backward}
 
 
 def product(job: dict[str, Any]) -> worker.Phases:
-    """One product of two square float32 matrices, by all cores."""
-    xp = load_backend(job["side"])
-    a, b = (xp.asarray(np.random.default_rng(n).standard_normal((job["size"],) * 2, np.float32)) for n in (4, 5))
+    """One product of two square matrices, by all cores."""
+    xp, precision = _prepare(job)
+    dtype = np.float16 if precision == "float16" else np.float32
+    square = (job["size"],) * 2
+    a, b = (xp.asarray(np.random.default_rng(n).standard_normal(square, np.float32), dtype) for n in (4, 5))
     out = xp.empty_like(a)
 
     def work() -> None:
-        xp.matmul(a, b, out=out)
-        synchronize(array_module(out))
+        with matrix_products(precision, xp):
+            xp.matmul(a, b, out=out)
 
     return {"product": work}
 
 
 def versions(job: dict[str, Any]) -> dict[str, str]:
     """Return the versions of what computes, besides Python's and NumPy's."""
-    return {"cupy": load_backend("cupy").__version__} if job["side"] == "cupy" else {}
+    if job["side"] == "numpy":
+        return {}
+    facts = gpu_facts(backend("cupy"))
+    return {"gpu": facts["name"], **{key: facts[key] for key in ("cupy", "cuda_of_cupy", "cuda_of_driver")}}
 
 
 def used_bytes(job: dict[str, Any]) -> int:
@@ -116,4 +159,4 @@ def peak_bytes(job: dict[str, Any]) -> int:
     """Return the most that was held: by the process, or by CuPy's pool on the GPU, which never shrinks by itself."""
     if job["side"] == "numpy":
         return worker.peak_bytes()
-    return int(load_backend("cupy").get_default_memory_pool().total_bytes())
+    return int(backend("cupy").get_default_memory_pool().total_bytes())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Any
 
 import numpy as np
@@ -19,20 +20,33 @@ from torch.nn import functional
 from benchmarks.torch_networks import NETWORKS, ResNet, Style
 
 CHANNELS, CLASSES = 3, 1000
-torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # as ours, which has no TF32
 torch.backends.cudnn.benchmark = True  # sizes never change here: let it look for its fastest convolution
 
 
+def mark(job: dict[str, Any]) -> Any:
+    """Note this moment, on a GPU by an event in its queue."""
+    if job["device"] == "cpu":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def seconds_between(job: dict[str, Any], start: Any, stop: Any) -> float:
+    """Return the seconds from one mark to another, after waiting for the GPU to pass the second."""
+    if job["device"] == "cpu":
+        return float(stop - start)
+    stop.synchronize()
+    return float(start.elapsed_time(stop)) / 1000  # from milliseconds
+
+
 def _prepare(job: dict[str, Any]) -> Any:
-    """Set the number of threads; return the memory format that is this contestant's name."""
+    """Set threads and precision; return the memory format that is this contestant's name."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(job["threads"] or cores)
+    tf32 = job.get("precision") == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     return torch.channels_last if job["side"] == "channels_last" else torch.contiguous_format
-
-
-def _wait(job: dict[str, Any]) -> None:
-    if job["device"] == "cuda":
-        torch.cuda.synchronize()
 
 
 def _noise(shape: tuple[int, ...], seed: int) -> Tensor:
@@ -49,24 +63,33 @@ def _model(job: dict[str, Any]) -> Any:
     return model.to(device=job["device"], memory_format=_prepare(job))
 
 
+def _on_host(x: Tensor, job: dict[str, Any]) -> Tensor:
+    """Return what each step is to copy to the device: for a GPU in pinned memory, so that no copy is waited for."""
+    return x if job["device"] == "cpu" else x.pin_memory()
+
+
 def _pictures(job: dict[str, Any]) -> Tensor:
     x = _noise((job["batch"], CHANNELS, job["size"], job["size"]), 0)
-    return x.contiguous(memory_format=_prepare(job))
+    return _on_host(x.contiguous(memory_format=_prepare(job)), job)
 
 
 def step(job: dict[str, Any]) -> worker.Phases:
-    """Forward, loss, backward, SGD; reading the loss waits for the device."""
+    """Pictures to the device, forward, loss, backward, SGD; the loss stays on the device."""
+    device, half = job["device"], job.get("precision") == "float16"
     model, x = _model(job).train(), _pictures(job)
-    labels = torch.from_numpy(np.random.default_rng(2).integers(CLASSES, size=job["batch"]))
+    labels = _on_host(torch.from_numpy(np.random.default_rng(2).integers(CLASSES, size=job["batch"])), job)
     # Ours spares biases and batch norms the decay; here it is for all parameters, which is no more work.
     optimizer = torch.optim.SGD(model.parameters(), 0.004, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    scaler = torch.amp.GradScaler(device, enabled=half)  # hands everything on as it is where it is not enabled
 
     def work() -> None:
         optimizer.zero_grad()
-        loss = functional.cross_entropy(model(x.to(job["device"])), labels.to(job["device"]))
-        loss.backward()
-        optimizer.step()
-        float(loss.detach())
+        with torch.autocast(device, torch.float16, enabled=half):
+            y = model(x.to(device, non_blocking=True))
+            loss = functional.cross_entropy(y, labels.to(device, non_blocking=True))
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)  # where it is enabled, it waits to learn whether a gradient is infinite
+        scaler.update()
 
     return {"step": work}
 
@@ -77,8 +100,7 @@ def infer(job: dict[str, Any]) -> worker.Phases:
 
     def work() -> None:
         with torch.no_grad():
-            model(x.to(job["device"]))
-        _wait(job)
+            model(x.to(job["device"], non_blocking=True))
 
     return {"infer": work}
 
@@ -111,31 +133,32 @@ def layer(job: dict[str, Any]) -> worker.Phases:
     def forward() -> None:
         nonlocal y
         y = module(*inputs)
-        _wait(job)
 
     def backward() -> None:
         torch.autograd.grad(y, wanted, dy)
-        _wait(job)
 
     return {"forward": forward, "backward": backward}
 
 
 def product(job: dict[str, Any]) -> worker.Phases:
-    """One product of two square float32 matrices, by all cores."""
+    """One product of two square matrices, by all cores."""
     _prepare(job)
-    a, b = (_noise((job["size"],) * 2, seed).to(job["device"]) for seed in (4, 5))
+    dtype = torch.float16 if job.get("precision") == "float16" else torch.float32
+    a, b = (_noise((job["size"],) * 2, seed).to(job["device"], dtype) for seed in (4, 5))
     out = torch.empty_like(a)
 
     def work() -> None:
         torch.matmul(a, b, out=out)
-        _wait(job)
 
     return {"product": work}
 
 
 def versions(job: dict[str, Any]) -> dict[str, str]:
     """Return the versions of what computes, besides Python's and NumPy's."""
-    return {"torch": torch.__version__}
+    facts = {"torch": torch.__version__}
+    if job["device"] == "cuda":
+        facts |= {"cuda_of_torch": torch.version.cuda, "cudnn_of_torch": str(torch.backends.cudnn.version())}
+    return facts
 
 
 def used_bytes(job: dict[str, Any]) -> int:

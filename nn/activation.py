@@ -10,8 +10,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from nn.backend import Array, array_module, check_float, checked_upstream
+from nn.gpu import Kernel, has_kernels
 from nn.module import Module
 from nn.parallel import elementwise
+
+# The formulas as GPU kernels, one pass each
+LEAKY_RELU = Kernel("T x, T slope", "T y", "y = x > T(0) ? x : T(slope * x)", "leaky_relu")
+LEAKY_RELU_BACKWARD = Kernel("T dy, T y, T slope", "T dx", "dx = y > T(0) ? dy : T(slope * dy)", "leaky_relu_backward")
 
 
 class ActivationCache(NamedTuple):
@@ -31,6 +36,8 @@ def relu_forward(x: Array) -> tuple[Array, ActivationCache]:
 def relu_backward(dy: Array, cache: ActivationCache) -> Array:
     """Let ``dy`` through where the input was positive; the same shape."""
     dy = checked_upstream(dy, cache.y.shape, cache.y.dtype)
+    if has_kernels(dy):
+        return LEAKY_RELU_BACKWARD(dy.dtype, dy, cache.y, 0.0)
     xp = array_module(dy)
     return elementwise(lambda upstream, y, out: xp.multiply(upstream, y > 0, out=out), dy, cache.y)
 
@@ -50,6 +57,9 @@ def leaky_relu_forward(x: Array, negative_slope: float = 0.01) -> tuple[Array, A
     if negative_slope == 0:
         return relu_forward(x)  # not 0·x, which is NaN at −∞
     check_float("x", x)
+    if has_kernels(x):
+        y = LEAKY_RELU(x.dtype, x, negative_slope)
+        return y, ActivationCache(y)
     xp = array_module(x)
 
     def of_slice(part: Array, out: Array) -> None:
@@ -64,6 +74,8 @@ def leaky_relu_backward(dy: Array, cache: ActivationCache, negative_slope: float
     """Let ``dy`` through where the input was positive, slope·dy elsewhere; the same shape."""
     dy = checked_upstream(dy, cache.y.shape, cache.y.dtype)
     xp, slope = array_module(dy), check_slope(negative_slope)
+    if has_kernels(dy):
+        return LEAKY_RELU_BACKWARD(dy.dtype, dy, cache.y, slope)
 
     def of_slice(upstream: Array, y: Array, out: Array) -> None:
         out[...] = y > 0  # 1 on the positive side, 0 on the other

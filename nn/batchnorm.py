@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nn.backend import Array, array_module, check_float, checked_upstream
+from nn.gpu import Kernel, has_kernels, wide_dtype
 from nn.module import Buffer, Module, Parameter
 from nn.parallel import in_slices, scratch
 
@@ -71,6 +72,8 @@ def batchnorm2d_forward(
             f"expected at least 2 values a channel to train batch norm, got x {x.shape}: one value minus its own mean "
             "is always 0. Use a batch of 2 or more, larger pictures, or eval()"
         )
+    if has_kernels(x):
+        return gpu_forward(x, gamma, beta, eps)
     matrix, xp = x.reshape(m, -1), array_module(x)  # (N, H, W, C) -> (M, C)
     mean = column_sums(m, gamma, lambda rows: (matrix[rows],))[0] / m  # (C,)
 
@@ -98,6 +101,10 @@ def batchnorm2d_eval_forward(
     xp = array_module(x)
     inv_std = 1 / xp.sqrt(variance + float(eps))  # (C,)
     scale = gamma * inv_std
+    cache = BatchNormCache(x, mean, inv_std, gamma, False)
+    if has_kernels(x):
+        of_channels = (array.astype(wide_dtype(x.dtype), copy=False) for array in (mean, scale, beta))  # (C,)
+        return NORMALISE(x.dtype, x, *of_channels), cache
     matrix = x.reshape(-1, x.shape[-1])  # (N, H, W, C) -> (M, C)
     y = xp.empty(matrix.shape, dtype=x.dtype)
 
@@ -107,7 +114,7 @@ def batchnorm2d_eval_forward(
         part += beta
 
     in_slices(normalise, len(matrix), gamma.nbytes, xp)
-    return y.reshape(x.shape), BatchNormCache(x, mean, inv_std, gamma, False)  # y: (M, C) -> (N, H, W, C)
+    return y.reshape(x.shape), cache  # y: (M, C) -> (N, H, W, C)
 
 
 def batchnorm2d_backward(dy: Array, cache: BatchNormCache) -> tuple[Array, Array, Array]:
@@ -118,6 +125,8 @@ def batchnorm2d_backward(dy: Array, cache: BatchNormCache) -> tuple[Array, Array
     """
     x, mean, inv_std, gamma, batch_statistics = cache
     dy = checked_upstream(dy, x.shape, x.dtype)
+    if has_kernels(dy):
+        return gpu_backward(dy, cache)
     x, dy, xp = x.reshape(-1, len(gamma)), dy.reshape(-1, len(gamma)), array_module(x)  # (N, H, W, C) -> (M, C)
     m = len(x)
 
@@ -147,12 +156,13 @@ def batchnorm2d_backward(dy: Array, cache: BatchNormCache) -> tuple[Array, Array
 def centre(part: Array, mean: Array) -> Array:
     """Return (m, C) − (C,), in the thread's buffer."""
     xp = array_module(part)
-    centred: Array = xp.subtract(part, mean, out=scratch("centred", part.shape, part.dtype, xp))
+    centred: Array = xp.subtract(part, mean, out=scratch("centred", part.shape, mean.dtype, xp))
     return centred
 
 
 def _check(x: Array, gamma: Array) -> None:
-    check_float("x", x, like=gamma, ndim=4)
+    mixed = gamma.dtype == np.float32 and getattr(x, "dtype", None) == np.float16  # see nn.precision
+    check_float("x", x, like=None if mixed else gamma, ndim=4)
     if x.shape[-1] != len(gamma):
         raise ValueError(f"expected x with {len(gamma)} channels last, (N, H, W, {len(gamma)}), got {x.shape}")
 
@@ -199,6 +209,11 @@ class BatchNorm2d(Module):
 
     def _track(self, mean: Array, variance: Array, m: int) -> None:
         """Move the running statistics towards this batch's; the variance unbiased, by Bessel's m / (m − 1)."""
+        if has_kernels(mean):
+            both = self.running_mean.data, self.running_var.data
+            TRACK(mean.dtype, mean, variance, self.momentum, m / (m - 1), *both)
+            self.num_batches_tracked.data += 1
+            return
         unbiased = variance * (m / (m - 1))  # (C,)
         for running, new in ((self.running_mean, mean), (self.running_var, unbiased)):
             running.data *= 1 - self.momentum
@@ -220,3 +235,104 @@ class BatchNorm2d(Module):
     def describe(self) -> str:
         """Return the number of channels."""
         return f"{self.weight.data.size}"
+
+
+# On a GPU: sums of columns by many threads, each its own rows of one column, and the rest in one pass each
+
+GROUPS_TIMES_COLUMNS = 2**17  # threads that add up side by side: enough to keep a large GPU's memory busy
+
+
+def _column_kernel(inputs: str, terms: dict[str, str], name: str) -> Kernel:
+    """Return a kernel that adds up terms over the rows of matrices (M, C): groups of rows -> (groups, C) each."""
+    body = (
+        "const idx channel = i % channels, first = i / channels;\n"
+        + "".join(f"wide sum_{out} = 0;\n" for out in terms)
+        + "for (idx row = first; row < rows; row += groups) {\nconst idx at = row * channels + channel;\n"
+        + "".join(f"sum_{out} += {term};\n" for out, term in terms.items())
+        + "}\n"
+        + "".join(f"{out} = sum_{out};\n" for out in terms)
+    )
+    outputs = ", ".join(f"wide {out}" for out in terms)
+    return Kernel(f"{inputs}, idx rows, idx channels, idx groups", outputs, body, name)
+
+
+SUMS = _column_kernel("raw T x", {"s": "wide(x[at])"}, "batchnorm_sums")
+CENTRED = "(wide(x[at]) - wide(total[channel] / rows))"
+SQUARES = _column_kernel("raw T x, raw float64 total", {"s": f"{CENTRED} * {CENTRED}"}, "batchnorm_squares")
+STATISTICS = Kernel(
+    "float64 total, float64 squares, wide gamma, float64 m, float64 eps",
+    "wide mean, wide variance, wide inv_std, wide scale",
+    """
+    mean = total / m;
+    variance = squares / m;
+    inv_std = 1 / sqrt(squares / m + eps);
+    scale = gamma * inv_std;
+    """,
+    "batchnorm_statistics",
+)
+NORMALISE = Kernel(
+    "T x, wide mean, wide scale, wide beta", "T y", "y = T((wide(x) - mean) * scale + beta)", "batchnorm_normalise"
+)
+TRACK = Kernel(
+    "T mean, T variance, wide momentum, wide bessel",
+    "R running_mean, R running_var",
+    """
+    running_mean = R((1 - momentum) * wide(running_mean) + momentum * wide(mean));
+    running_var = R((1 - momentum) * wide(running_var) + momentum * bessel * wide(variance));
+    """,
+    "batchnorm_track",
+)
+GRADIENT_SUMS = _column_kernel(
+    "raw T x, raw T dy, raw wide mean",
+    {"dbeta": "wide(dy[at])", "along_x": "wide(dy[at]) * (wide(x[at]) - mean[channel])"},
+    "batchnorm_gradient_sums",
+)
+GRADIENTS = Kernel(
+    "float64 sum_dy, float64 sum_along_x, wide inv_std, wide gamma, float64 m, bool batch_statistics",
+    "wide dgamma, wide dbeta, wide of_x, wide constant, wide scale",
+    """
+    dgamma = sum_along_x * inv_std;
+    dbeta = sum_dy;
+    of_x = batch_statistics ? inv_std * dgamma / -m : 0;
+    constant = batch_statistics ? sum_dy / m : 0;
+    scale = gamma * inv_std;
+    """,
+    "batchnorm_gradients",
+)
+INPUT_GRADIENT = Kernel(
+    "T x, T dy, wide mean, wide of_x, wide constant, wide scale",
+    "T dx",
+    "dx = T(((wide(x) - mean) * of_x + wide(dy) - constant) * scale)",
+    "batchnorm_input_gradient",
+)
+
+
+def gpu_sums(kernel: Kernel, outputs: int, matrix: Array, *others: Array) -> Array:
+    """Run a kernel of :func:`_column_kernel`, then add up its groups: (M, C) -> (outputs, C) in float64."""
+    (m, c), xp = matrix.shape, array_module(matrix)
+    groups = max(1, min(GROUPS_TIMES_COLUMNS // c, m // 8))
+    partial = xp.empty((outputs, groups, c), wide_dtype(matrix.dtype))
+    kernel(matrix.dtype, matrix, *others, m, c, groups, *partial)
+    return partial.sum(axis=1, dtype=np.float64)  # (outputs, groups, C) -> (outputs, C)
+
+
+def gpu_forward(x: Array, gamma: Array, beta: Array, eps: float) -> tuple[Array, BatchNormCache, Array, Array]:
+    """Do what :func:`batchnorm2d_forward` does, by kernels."""
+    m, c = x.size // x.shape[-1], x.shape[-1]
+    matrix, wide = x.reshape(m, c), wide_dtype(x.dtype)  # (N, H, W, C) -> (M, C)
+    total = gpu_sums(SUMS, 1, matrix)[0]  # (C,)
+    squares = gpu_sums(SQUARES, 1, matrix, total)[0]  # (C,)
+    mean, variance, inv_std, scale = STATISTICS(x.dtype, total, squares, gamma.astype(wide, copy=False), m, eps)  # (C,)
+    y = NORMALISE(x.dtype, x, mean, scale, beta.astype(wide, copy=False))  # (N, H, W, C) and (C,)
+    return y, BatchNormCache(x, mean, inv_std, gamma, True), mean, variance
+
+
+def gpu_backward(dy: Array, cache: BatchNormCache) -> tuple[Array, Array, Array]:
+    """Do what :func:`batchnorm2d_backward` does, by kernels."""
+    x, mean, inv_std, gamma, batch_statistics = cache
+    m, c = x.size // x.shape[-1], x.shape[-1]
+    wide = wide_dtype(x.dtype)
+    mean, inv_std, gamma = (array.astype(wide, copy=False) for array in (mean, inv_std, gamma))  # (C,)
+    sums = gpu_sums(GRADIENT_SUMS, 2, x.reshape(m, c), dy.reshape(m, c), mean)  # (2, C)
+    dgamma, dbeta, *of = GRADIENTS(x.dtype, *sums, inv_std, gamma, m, batch_statistics)  # (C,)
+    return INPUT_GRADIENT(x.dtype, x, dy, mean, *of), dgamma, dbeta  # (N, H, W, C) and (C,)

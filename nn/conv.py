@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nn.backend import Array, array_module, check_float, checked_upstream
+from nn.gpu import Kernel, has_kernels
 from nn.init import he_normal, uniform_fan_in
 from nn.module import Module, Parameter, pair
 from nn.parallel import contiguous, in_batch_slices, in_parts, in_threads, shares, workers
@@ -100,7 +101,7 @@ def conv2d_forward(
     y = xp.empty(output_shape(x, weight, stride, padding), dtype=x.dtype)  # (N, OH, OW, F)
 
     def convolve(few: slice, filters: slice) -> None:
-        cols = im2col(x[few], weight.shape[:2], stride, padding)  # (n·OH·OW, KH·KW·C)
+        cols = patches(x[few], weight.shape[:2], stride, padding)  # (n·OH·OW, KH·KW·C)
         rows = as_rows(y[few])[:, filters]  # (n·OH·OW, F), a view of y
         xp.matmul(cols, as_rows(weight)[:, filters], out=rows)  # (n·OH·OW, KH·KW·C) @ (KH·KW·C, F) -> (n·OH·OW, F)
         if bias is not None:
@@ -120,7 +121,7 @@ def conv2d_backward(dy: Array, cache: ConvCache, needs_dx: bool = True) -> tuple
     dy = checked_upstream(dy, output_shape(x, weight, stride, padding), x.dtype)
 
     def weight_gradient(few: slice, filters: slice) -> Array:
-        cols = im2col(x[few], weight.shape[:2], stride, padding)  # (n·OH·OW, KH·KW·C)
+        cols = patches(x[few], weight.shape[:2], stride, padding)  # (n·OH·OW, KH·KW·C)
         return cols.T @ as_rows(dy[few])[:, filters]  # (KH·KW·C, n·OH·OW) @ (n·OH·OW, F) -> (KH·KW·C, F)
 
     dmatrix = in_parts(weight_gradient, dy, patch_bytes(dy, weight), least=weight.nbytes)  # (KH·KW·C, F)
@@ -144,7 +145,7 @@ def input_gradient(dy: Array, cache: ConvCache) -> Array:
 
     def scatter(few: slice) -> None:
         dcols = as_rows(dy[few]) @ as_rows(weight).T  # (n·OH·OW, F) @ (F, KH·KW·C) -> (n·OH·OW, KH·KW·C)
-        dx[few] = col2im(dcols.reshape(-1, oh, ow, kh, kw, c), x[few].shape, stride, (ph, pw))
+        dx[few] = unpatched(dcols.reshape(-1, oh, ow, kh, kw, c), x[few].shape, stride, (ph, pw))
 
     in_batch_slices(scatter, n, patch_bytes(dy, weight), array_module(x))
     return dx
@@ -271,12 +272,13 @@ class Conv2d(Module):
 
     def forward(self, x: Array) -> Array:
         """(N, H, W, C) -> (N, OH, OW, F); errors as :func:`conv2d_forward`."""
-        weight, bias = self.weight.data, None if self.bias is None else self.bias.data
+        weight, bias = self.weight.like(x), None if self.bias is None else self.bias.like(x)
         check_sizes(x, weight, bias, self.stride, self.padding)
         algorithm = self.algorithm
         if algorithm == "auto":
-            on_cpu = array_module(x) is np
-            algorithm = choose_algorithm(x.shape, weight.shape, self.stride, self.padding) if on_cpu else "im2col"
+            as_measured = array_module(x) is np and x.dtype != np.float16
+            algorithm = choose_algorithm(x.shape, weight.shape, self.stride, self.padding) if as_measured else "im2col"
+        x, weight = aligned(x, weight)
         cache: Any
         if algorithm == "winograd":
             y, cache = winograd_forward(x, weight, bias, self.padding)
@@ -290,6 +292,9 @@ class Conv2d(Module):
         cache = self.take()
         backward = conv2d_backward if isinstance(cache, ConvCache) else winograd_backward
         dx, dweight, dbias = backward(dy, cache, needs_dx)
+        channels = self.weight.data.shape[2]
+        if dweight.shape[2] > channels:  # aligned() had added some
+            dweight, dx = dweight[:, :, :channels], None if dx is None else dx[..., :channels]
         self.weight.add_grad(dweight)
         if self.bias is not None and dbias is not None:
             self.bias.add_grad(dbias)
@@ -310,3 +315,92 @@ class Conv2d(Module):
         kh, kw, c, f = self.weight.data.shape
         stride = "" if self.stride == (1, 1) else f", stride {self.stride[0]}"
         return f"{kh}×{kw}, {c} → {f}{stride}"
+
+
+# im2col and col2im on a GPU, each as one kernel
+
+SIZES = ", ".join(f"idx {name}" for name in ("h", "w", "c", "kh", "kw", "oh", "ow", "sh", "sw", "ph", "pw"))
+
+IM2COL = Kernel(
+    f"raw T x, {SIZES}",
+    "T cols",
+    """
+    idx at = i;                                             // place in (N, OH, OW, KH, KW, C), taken apart from behind
+    const idx channel = at % c;                             at /= c;
+    const idx column = at % kw;                             at /= kw;
+    const idx row = at % kh;                                at /= kh;
+    const idx across = at % ow * sw + column - pw;          at /= ow;   // place in x; before the edge it is huge
+    const idx down = at % oh * sh + row - ph;               at /= oh;   // what is left of at is the picture
+    cols = down < h && across < w ? x[((at * h + down) * w + across) * c + channel] : T(0);
+    """,
+    "im2col",
+)
+
+COL2IM = Kernel(
+    f"raw T dcols, {SIZES}",
+    "T dx",
+    """
+    idx at = i;                                             // place in (N, H, W, C)
+    const idx channel = at % c;                             at /= c;
+    const idx across = at % w + pw;                         at /= w;    // place in the padded picture
+    const idx down = at % h + ph;                           at /= h;    // what is left of at is the picture
+    wide sum = 0;
+    for (idx row = 0; row < kh; ++row) {                    // taps that saw this place: gathered, nothing is scattered
+        const idx p = (down - row) / sh;
+        if (down < row || (down - row) % sh || p >= oh) continue;
+        for (idx column = 0; column < kw; ++column) {
+            const idx q = (across - column) / sw;
+            if (across < column || (across - column) % sw || q >= ow) continue;
+            sum += wide(dcols[((((at * oh + p) * ow + q) * kh + row) * kw + column) * c + channel]);
+        }
+    }
+    dx = T(sum);
+    """,
+    "col2im",
+)
+
+
+def patches(x: Array, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]) -> Array:
+    """Return what :func:`im2col` does, on a GPU by one kernel that needs neither frame nor view.
+
+    A copy need not know what the bytes mean, so the channels of a place are copied 16 bytes at a time where they can.
+    """
+    if not has_kernels(x):
+        return im2col(x, kernel, stride, padding)
+    if kernel == stride == (1, 1) and padding == (0, 0):
+        return as_rows(x)
+    (n, h, w, c), (kh, kw) = x.shape, kernel
+    xp, bytes_a_place = array_module(x), c * x.itemsize
+    oh, ow = (output_size(*sizes) for sizes in zip((h, w), kernel, stride, padding, strict=True))
+    item = next(
+        kind for kind in ("complex128", "uint64", "uint32", "uint16") if bytes_a_place % np.dtype(kind).itemsize == 0
+    )
+    cols = xp.empty((n * oh * ow, kh * kw * c), dtype=x.dtype)
+    items = bytes_a_place // np.dtype(item).itemsize
+    sizes = (h, w, items, kh, kw, oh, ow, *stride, *padding)
+    IM2COL(x.dtype, xp.ascontiguousarray(x).view(item), *sizes, cols.view(item))
+    return cols
+
+
+def unpatched(dcols: Array, shape: tuple[int, ...], stride: tuple[int, int], padding: tuple[int, int]) -> Array:
+    """Return what :func:`col2im` does, on a GPU by one kernel; its sums have a fixed order, so two runs are equal."""
+    if not has_kernels(dcols):
+        return col2im(dcols, shape, stride, padding)
+    (_, oh, ow, kh, kw, c), (_, h, w, _) = dcols.shape, shape
+    dx = array_module(dcols).empty(shape, dtype=dcols.dtype)
+    COL2IM(dx.dtype, dcols, h, w, c, kh, kw, oh, ow, *stride, *padding, dx)
+    return dx
+
+
+def aligned(x: Array, weight: Array) -> tuple[Array, Array]:
+    """Return both as they are, on a GPU with channels of zeros added until those of a place fill 16 bytes.
+
+    A 7×7 patch of 3 channels has 147 numbers; with 4 channels it has 196, a third more to multiply, but rows that
+    tensor cores can read, and patches that are cut 16 bytes at a time.
+    """
+    add = -x.shape[-1] % (16 // x.itemsize)
+    if not has_kernels(x) or add == 0 or weight.shape[:2] == (1, 1):
+        return x, weight
+    xp, only_behind = array_module(x), (0, add)
+    x = xp.pad(x, ((0, 0), (0, 0), (0, 0), only_behind))  # (N, H, W, C) -> (N, H, W, C + add)
+    return x, xp.pad(weight, ((0, 0), (0, 0), only_behind, (0, 0)))  # (KH, KW, C, F) -> (KH, KW, C + add, F)

@@ -80,7 +80,7 @@ class Linear(Module):
 
     def forward(self, x: Array) -> Array:
         """(N, C) -> (N, F); errors as :func:`linear_forward`."""
-        y, cache = linear_forward(x, self.weight.data, None if self.bias is None else self.bias.data)
+        y, cache = linear_forward(x, self.weight.like(x), None if self.bias is None else self.bias.like(x))
         self.keep(cache)
         return y
 

@@ -39,10 +39,18 @@ class Parameter:
             self._grad = array_module(self.data).zeros_like(self.data)
         return self._grad
 
+    def like(self, x: Array) -> Array:
+        """Return the values to compute with: ``data`` itself, but for float16 input and float32 data a float16 copy.
+
+        That is mixed precision: what is learned stays in float32 (see ``nn.precision``).
+        """
+        mixed = self.data.dtype == np.float32 and getattr(x, "dtype", None) == np.float16
+        return self.data.astype(np.float16) if mixed else self.data
+
     def add_grad(self, gradient: Array) -> None:
         """Add into ``grad``. The first gradient after ``zero_grad`` becomes the sum itself, which saves a pass."""
         if self._grad is None:
-            self._grad = gradient
+            self._grad = gradient.astype(self.data.dtype, copy=False)
         else:
             self._grad += gradient
 

@@ -13,8 +13,10 @@ from typing import Any
 from numpy.typing import NDArray
 
 from nn.backend import Array, array_module, to_numpy
+from nn.gpu import Kernel, has_kernels, wide_dtype
 from nn.module import Parameter
 from nn.parallel import in_slices, scratch
+from nn.precision import LossScale
 
 
 class Optimizer:
@@ -42,11 +44,12 @@ class Optimizer:
         self.steps = 0
         self.state: dict[str, Array] = {}  # "<kind>/<parameter>", e.g. "momentum/conv1.weight"
 
-    def step(self, lr: float) -> None:
+    def step(self, lr: float, scale: LossScale | None = None) -> None:
         """Change every parameter once, by its gradient.
 
         Args:
             lr: learning rate of this step.
+            scale: by how much the gradients are too large; where one of them is not finite, nothing changes.
 
         Raises:
             ValueError: a learning rate that is negative or not finite.
@@ -54,21 +57,36 @@ class Optimizer:
         if not (math.isfinite(lr) and lr >= 0):
             raise ValueError(f"expected a finite learning rate of 0 or more, got {lr}")
         self.steps += 1
+        if scale is not None:
+            scale.check(self.parameters.values())
         for name, parameter in self.parameters.items():
-            self._step(name, parameter, float(lr))
+            self._step(name, parameter, float(lr), scale)
+        if scale is not None:
+            scale.update()
 
-    def _step(self, name: str, parameter: Parameter, lr: float) -> None:
-        """Change one parameter, slice by slice."""
+    def _step(self, name: str, parameter: Parameter, lr: float, scale: LossScale | None) -> None:
+        """Change one parameter, slice by slice, or on a GPU all of it by one kernel."""
         decay = self.weight_decay if self.decay_all or parameter.decay else 0.0
         xp = array_module(parameter.data)
         parameter.data = xp.asarray(parameter.data, order="C")  # so that the flat views below are views
         state = [self._running(kind, name, parameter).reshape(-1) for kind in self.kinds]  # any shape -> (size,)
         data, gradient = parameter.data.reshape(-1), parameter.grad.reshape(-1)
 
+        if has_kernels(data):
+            wide = wide_dtype(data.dtype)
+            unscaled = (1.0, True) if scale is None else (scale.inverse.astype(wide, copy=False), scale.finite)
+            self.update_by_kernel(data, (gradient, decay, *unscaled), lr, *state)
+            return
+
         def update(part: slice) -> None:
             decayed = xp.multiply(data[part], decay, out=scratch("decayed", data[part].shape, data.dtype, xp))
-            decayed += gradient[part]
-            self.update(data[part], decayed, lr, *(array[part] for array in state))
+            decayed += gradient[part] if scale is None else gradient[part] * scale.inverse
+            parts = [array[part] for array in (data, *state)]
+            before = None if scale is None else [array.copy() for array in parts]
+            self.update(parts[0], decayed, lr, *parts[1:])
+            if scale is not None and before is not None:
+                for array, old in zip(parts, before, strict=True):
+                    array[...] = xp.where(scale.finite, array, old)
 
         in_slices(update, data.size, data.itemsize, xp)
 
@@ -76,6 +94,14 @@ class Optimizer:
         """Change ``data`` and ``state`` in place: flat slices of a parameter and of what ``kinds`` names.
 
         ``gradient`` has the weight decay in it and may be written into.
+        """
+        raise NotImplementedError
+
+    def update_by_kernel(self, data: Array, inputs: tuple[Any, ...], lr: float, *state: Array) -> None:
+        """Do the same by one GPU kernel for all of a parameter.
+
+        ``inputs`` are the gradient, the weight decay that is still to be added, what to multiply the gradient by before
+        that, and whether to change anything.
         """
         raise NotImplementedError
 
@@ -127,6 +153,13 @@ class SGD(Optimizer):
             gradient = gradient + self.momentum * velocity if self.nesterov else velocity
         data -= lr * gradient
 
+    def update_by_kernel(self, data: Array, inputs: tuple[Any, ...], lr: float, *state: Array) -> None:
+        """Change all of a parameter in place."""
+        if state:
+            SGD_MOMENTUM(data.dtype, *inputs, lr, self.momentum, self.nesterov, data, *state)
+        else:
+            SGD_PLAIN(data.dtype, *inputs, lr, data)
+
 
 class Adam(Optimizer):
     """Adam (Kingma & Ba 2014, arXiv 1412.6980, algorithm 1); weight decay is added to the gradient.
@@ -163,3 +196,40 @@ class Adam(Optimizer):
         # The averages start at zero and so are too small at first; dividing by 1 − βᵗ makes up for it.
         root = array_module(square).sqrt(square) / math.sqrt(1 - beta2**self.steps) + self.eps
         data -= (lr / (1 - beta1**self.steps)) * mean / root
+
+    def update_by_kernel(self, data: Array, inputs: tuple[Any, ...], lr: float, *state: Array) -> None:
+        """Change all of a parameter in place."""
+        (beta1, beta2), t = self.betas, self.steps
+        corrections = lr / (1 - beta1**t), 1 / math.sqrt(1 - beta2**t)
+        ADAM(data.dtype, *inputs, *corrections, beta1, beta2, self.eps, data, *state)
+
+
+# The formulas as GPU kernels, one pass each. Gradients too large by a loss scale come back to size by ``inverse``
+
+_GRADIENT = "T gradient, wide decay, wide inverse, bool finite"
+_DECAYED = "if (!finite) continue;\nconst wide g = wide(gradient) * inverse + decay * wide(data);\n"
+
+SGD_PLAIN = Kernel(f"{_GRADIENT}, wide lr", "T data", _DECAYED + "data = T(wide(data) - lr * g);", "sgd")
+SGD_MOMENTUM = Kernel(
+    f"{_GRADIENT}, wide lr, wide momentum, bool nesterov",
+    "T data, T velocity",
+    _DECAYED
+    + """
+    const wide v = momentum * wide(velocity) + g;
+    velocity = T(v);
+    data = T(wide(data) - lr * (nesterov ? g + momentum * v : v));
+    """,
+    "sgd_momentum",
+)
+ADAM = Kernel(
+    f"{_GRADIENT}, wide corrected_lr, wide correction, wide beta1, wide beta2, wide eps",
+    "T data, T mean, T square",
+    _DECAYED
+    + """
+    const wide m = beta1 * wide(mean) + (1 - beta1) * g, s = beta2 * wide(square) + (1 - beta2) * g * g;
+    mean = T(m);
+    square = T(s);
+    data = T(wide(data) - corrected_lr * m / (sqrt(s) * correction + eps));
+    """,
+    "adam",
+)

@@ -37,8 +37,12 @@ ELEMENTWISE_BYTES = 2**21
 THREADING_BYTES = 2**18
 #: Largest buffer that a thread keeps for the next layer to work in.
 SCRATCH_BYTES = 64 * 2**20
-#: Share of the GPU's free memory that the patches of one slice may take.
+#: Patches of one slice on a GPU: enough to keep all of it busy, and a bound on what a large batch takes.
+GPU_SLICE_BYTES = 256 * 2**20
+#: Share of the GPU's free memory that they may take at most.
 GPU_FREE_SHARE = 0.25
+#: Patches that a GPU has room for in any case: asking it how much is free would take longer than it is worth.
+GPU_UNASKED_BYTES = 32 * 2**20
 
 # Threads
 
@@ -247,18 +251,21 @@ def slices(batch: slice, bytes_each: int, xp: ModuleType, least: int = 0) -> Ite
     Yields:
         slices that cover ``batch`` in order, each of at least one picture.
     """
-    step = max(1, max(slice_bytes(xp), least) // max(1, bytes_each))
+    wanted = (batch.stop - batch.start) * bytes_each
+    step = max(1, max(slice_bytes(xp, wanted), least) // max(1, bytes_each))
     for start in range(batch.start, batch.stop, step):
         yield slice(start, min(start + step, batch.stop))
 
 
-def slice_bytes(xp: ModuleType) -> int:
-    """Return the working memory in bytes that one slice of a batch may use."""
+def slice_bytes(xp: ModuleType, wanted: int) -> int:
+    """Return the working memory in bytes that one slice may use of a batch that would need ``wanted`` in one piece."""
     if xp.__name__ != "cupy":
         return CPU_SLICE_BYTES
+    if wanted <= GPU_UNASKED_BYTES:
+        return wanted
     free, _ = xp.cuda.runtime.memGetInfo()
     pooled = xp.get_default_memory_pool().free_bytes()  # freed by us, kept by CuPy for the next request
-    return int(GPU_FREE_SHARE * (free + pooled))
+    return min(GPU_SLICE_BYTES, int(GPU_FREE_SHARE * (free + pooled)))
 
 
 # Convolutions

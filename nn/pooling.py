@@ -5,10 +5,12 @@ Letters: N pictures, H × W places, C channels, KH × KW window, OH × OW places
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from nn.backend import Array, array_module, check_float, checked_upstream
+from nn.gpu import Kernel, has_kernels
 from nn.module import Module, pair
 from nn.parallel import in_slices, scratch
 
@@ -73,6 +75,14 @@ def max_pool2d_forward(
     y = xp.empty((n, oh, ow, c), dtype=x.dtype)
     winner = xp.zeros(y.shape, dtype="uint8" if len(windows) <= 256 else "uint16") if needs_winner else None
 
+    if has_kernels(x):
+        sizes = (h, w, c, kh, kw, oh, ow, sh, sw, ph, pw)
+        if winner is None:
+            MAX_POOL(x.dtype, x, *sizes, -math.inf, y)
+            return y, None
+        MAX_POOL_WINNER(x.dtype, x, *sizes, -math.inf, y, winner)
+        return y, MaxPoolCache(winner, x.shape, kernel, stride, padding)
+
     def of_slice(few: slice) -> None:
         padded = framed(x[few], padding, -xp.inf)  # (n, H + 2·PH, W + 2·PW, C)
         largest = y[few]  # (n, OH, OW, C)
@@ -93,6 +103,9 @@ def max_pool2d_backward(dy: Array, cache: MaxPoolCache) -> Array:
     dy = checked_upstream(dy, winner.shape)
     xp = array_module(dy)
     dx = xp.empty((n, h, w, c), dtype=dy.dtype)
+    if has_kernels(dy):
+        MAX_POOL_BACKWARD(dy.dtype, dy, winner, h, w, c, *kernel, *dy.shape[1:3], *stride, ph, pw, dx)
+        return dx
 
     def of_slice(few: slice) -> None:
         padded = scratch("framed", (*dx[few].shape[:1], h + 2 * ph, w + 2 * pw, c), dy.dtype, xp)
@@ -184,3 +197,55 @@ class GlobalAvgPool2d(Module):
     def backward(self, dy: Array) -> Array:
         """(N, 1, 1, C) -> (N, H, W, C)."""
         return global_avg_pool_backward(dy, self.take())
+
+
+# Max pooling on a GPU: each output looks at its window, each input at the windows that saw it; nothing is scattered
+
+SIZES = ", ".join(f"idx {name}" for name in ("h", "w", "c", "kh", "kw", "oh", "ow", "sh", "sw", "ph", "pw"))
+
+_LARGEST = """
+    idx at = i;                                             // place in (N, OH, OW, C), taken apart from behind
+    const idx channel = at % c;                             at /= c;
+    const idx left = at % ow * sw - pw;                     at /= ow;   // first place of the window; before the edge
+    const idx top = at % oh * sh - ph;                      at /= oh;   // it is huge; what is left is the picture
+    T best = lowest;
+    idx tap = 0;
+    for (idx row = 0; row < kh; ++row) {
+        for (idx column = 0; column < kw; ++column) {
+            const idx down = top + row, across = left + column;
+            if (down >= h || across >= w) continue;
+            const T value = x[((at * h + down) * w + across) * c + channel];
+            if (value > best) tap = row * kw + column;
+            if (value > best || value != value) best = value;   // hands NaN on: a broken activation stays visible
+        }
+    }
+    y = best;
+"""
+
+MAX_POOL = Kernel(f"raw T x, {SIZES}, T lowest", "T y", _LARGEST, "max_pool")
+MAX_POOL_WINNER = Kernel(
+    f"raw T x, {SIZES}, T lowest", "T y, W winner", _LARGEST + "    winner = tap;\n", "max_pool_winner"
+)
+MAX_POOL_BACKWARD = Kernel(
+    f"raw T dy, raw W winner, {SIZES}",
+    "T dx",
+    """
+    idx at = i;                                             // place in (N, H, W, C)
+    const idx channel = at % c;                             at /= c;
+    const idx across = at % w + pw;                         at /= w;    // place in the padded picture
+    const idx down = at % h + ph;                           at /= h;    // what is left of at is the picture
+    wide sum = 0;
+    for (idx row = 0; row < kh; ++row) {
+        const idx p = (down - row) / sh;
+        if (down < row || (down - row) % sh || p >= oh) continue;
+        for (idx column = 0; column < kw; ++column) {
+            const idx q = (across - column) / sw;
+            if (across < column || (across - column) % sw || q >= ow) continue;
+            const idx window = ((at * oh + p) * ow + q) * c + channel;
+            if (winner[window] == row * kw + column) sum += wide(dy[window]);
+        }
+    }
+    dx = T(sum);
+    """,
+    "max_pool_backward",
+)

@@ -5,16 +5,17 @@ Used by ``python -m resnet.models`` and ``train.py --profile``. Only leaves are 
 
 from __future__ import annotations
 
-import time
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from nn.backend import Array, array_module, synchronize
+from nn.backend import Array, array_module
+from nn.gpu import mark, seconds_between
 from nn.module import Module
 
 
@@ -30,7 +31,7 @@ class LayerRecord:
         parameters: how many numbers it learns.
         multiply_adds: of one forward.
         bytes_kept: what it holds for backward, each array counted at the first layer that holds it.
-        working_bytes: the most it allocated on top of what was there, in forward or backward (NumPy only).
+        working_bytes: the most it allocated on top of what was there, in forward or backward (if memory is watched).
         forward_seconds, backward_seconds: one entry a call.
     """
 
@@ -46,54 +47,130 @@ class LayerRecord:
     backward_seconds: list[float] = field(default_factory=list)
 
 
+class MemoryWatch:
+    """How much memory arrays hold that were made since watching began, and the most since the last ``restart``."""
+
+    def __init__(self) -> None:
+        self._used = self._peak = 0
+
+    def add(self, bytes_more: int) -> None:
+        """Note that so many bytes were taken, or given back if negative."""
+        self._used += bytes_more
+        self._peak = max(self._peak, self._used)
+
+    def used(self) -> int:
+        """Return the bytes that are held now."""
+        return self._used
+
+    def peak(self) -> int:
+        """Return the most that was held since ``restart``."""
+        return self._peak
+
+    def restart(self) -> None:
+        """Let the peak begin anew from what is held now."""
+        self._peak = self._used
+
+
+class _HostMemoryWatch(MemoryWatch):
+    """What tracemalloc knows: NumPy tells it of every array."""
+
+    def used(self) -> int:
+        return tracemalloc.get_traced_memory()[0]
+
+    def peak(self) -> int:
+        return tracemalloc.get_traced_memory()[1]
+
+    def restart(self) -> None:
+        tracemalloc.reset_peak()
+
+
 @contextmanager
-def record_layers(model: Module) -> Iterator[list[LayerRecord]]:
+def watch_memory(xp: ModuleType) -> Iterator[MemoryWatch]:
+    """Watch the memory of NumPy's or CuPy's arrays. It slows down what it watches, so measure times without it."""
+    if xp is np:
+        tracemalloc.start()
+        try:
+            yield _HostMemoryWatch()
+        finally:
+            tracemalloc.stop()
+        return
+    watch = MemoryWatch()
+
+    class Hook(xp.cuda.MemoryHook):  # type: ignore[misc, name-defined]
+        name = "watch_memory"
+
+        def malloc_postprocess(self, **facts: Any) -> None:
+            watch.add(facts["mem_size"])
+
+        def free_postprocess(self, **facts: Any) -> None:
+            watch.add(-facts["mem_size"])
+
+    with Hook():
+        yield watch
+
+
+@contextmanager
+def record_layers(model: Module, memory: MemoryWatch | None = None) -> Iterator[list[LayerRecord]]:
     """Record every leaf of ``model`` that runs within the ``with``; the list is in order of the first forward.
 
-    Times include waiting for the device, so a GPU runs slower than usual while it is watched. Working memory is
-    recorded while ``tracemalloc`` is running (it slows down what it watches, so measure times without it).
+    Times are filled in at the end. On a GPU they are those of its own clock, and nothing waits meanwhile.
+
+    Args:
+        model: any.
+        memory: watches the memory, if working memory is to be recorded.
     """
-    records: list[LayerRecord] = []
+    recorder = _Recorder(memory or MemoryWatch())
     leaves = [(name, module) for name, module in model.named_modules() if not any(module.children())]
     for name, layer in leaves:
-        _watch(name, layer, records)
+        recorder.watch(name, layer)
     try:
-        yield records
+        yield recorder.records
     finally:
         for _, layer in leaves:
             del layer.forward, layer.backward  # the class's own methods show again
+        recorder.read_clock()
 
 
-def _watch(name: str, layer: Module, records: list[LayerRecord]) -> None:
-    """Put timers around this instance's forward and backward."""
-    record = LayerRecord(name, type(layer).__name__, layer.describe(), parameters=layer.count_parameters())
-    forward, backward = layer.forward, layer.backward
+class _Recorder:
+    """Puts itself around layers."""
 
-    def watched_forward(*inputs: Any, **options: Any) -> Any:
-        if not record.forward_seconds:
-            records.append(record)
-        y = _measured(record, record.forward_seconds, lambda: forward(*inputs, **options))
-        record.shape, record.multiply_adds = y.shape, layer.multiply_adds(y.shape)
-        return y
+    def __init__(self, memory: MemoryWatch) -> None:
+        self.memory = memory
+        self.records: list[LayerRecord] = []
+        self._marks: list[tuple[list[float], ModuleType, Any, Any]] = []
 
-    def watched_backward(*upstream: Any) -> Any:
-        return _measured(record, record.backward_seconds, lambda: backward(*upstream))
+    def watch(self, name: str, layer: Module) -> None:
+        """Put timers around this instance's forward and backward."""
+        record = LayerRecord(name, type(layer).__name__, layer.describe(), parameters=layer.count_parameters())
+        forward, backward = layer.forward, layer.backward
 
-    layer.forward, layer.backward = watched_forward, watched_backward  # type: ignore[method-assign]
+        def watched_forward(*inputs: Any, **options: Any) -> Any:
+            if not record.shape:
+                self.records.append(record)
+            xp = array_module(inputs[0])
+            y = self._measured(record, record.forward_seconds, xp, lambda: forward(*inputs, **options))
+            record.shape, record.multiply_adds = y.shape, layer.multiply_adds(y.shape)
+            return y
 
+        def watched_backward(*upstream: Any, **options: Any) -> Any:
+            xp = array_module(upstream[0])
+            return self._measured(record, record.backward_seconds, xp, lambda: backward(*upstream, **options))
 
-def _measured(record: LayerRecord, seconds: list[float], work: Callable[[], Any]) -> Any:
-    before = tracemalloc.get_traced_memory()[0]
-    if tracemalloc.is_tracing():
-        tracemalloc.reset_peak()
-    start = time.perf_counter()
-    result = work()
-    first = result[0] if isinstance(result, tuple) else result
-    if first is not None:  # the first layer's backward may be asked for no gradient
-        synchronize(array_module(first))
-    seconds.append(time.perf_counter() - start)
-    record.working_bytes = max(record.working_bytes, tracemalloc.get_traced_memory()[1] - before)
-    return result
+        layer.forward, layer.backward = watched_forward, watched_backward  # type: ignore[method-assign]
+
+    def _measured(self, record: LayerRecord, seconds: list[float], xp: ModuleType, work: Callable[[], Any]) -> Any:
+        before = self.memory.used()
+        self.memory.restart()
+        start = mark(xp)
+        result = work()
+        self._marks.append((seconds, xp, start, mark(xp)))
+        record.working_bytes = max(record.working_bytes, self.memory.peak() - before)
+        return result
+
+    def read_clock(self) -> None:
+        """Fill in the seconds of all calls, in their order."""
+        for seconds, xp, start, stop in self._marks:
+            seconds.append(seconds_between(xp, start, stop))
 
 
 def note_kept(model: Module, records: Iterable[LayerRecord]) -> None:

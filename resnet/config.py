@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, get_type_hints
 
 from nn.conv import ALGORITHMS
+from nn.precision import PRECISIONS
 from nn.schedule import SCHEDULES
 from resnet.blocks import ACTIVATIONS
 from resnet.data import DATASETS
@@ -31,6 +32,11 @@ class TrainingConfig:
 
     backend: str = option(
         "auto", "where to compute: cupy needs an NVIDIA GPU, auto takes one if it is usable", ("auto", "numpy", "cupy")
+    )
+    precision: str = option(
+        "float32",
+        "how exactly a GPU computes: tf32 and float16 use its tensor cores, float16 halves memory",
+        PRECISIONS,
     )
     data: str = option("orl", "faces to learn: the ORL database, or any folder with one folder a person", DATASETS)
     data_dir: str | None = option(None, "folder of the pictures; for orl the installed carrier package if not given")

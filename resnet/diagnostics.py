@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
 from nn import SoftmaxCrossEntropy
-from nn.backend import load_backend, synchronize
-from nn.parallel import one_blas_thread, threads
-from nn.profile import note_kept, record_layers, time_table
+from nn.backend import load_backend
+from nn.gpu import mark, seconds_between
+from nn.profile import LayerRecord, note_kept, record_layers, time_table, watch_memory
 from nn.schedule import make_schedule
 from resnet.config import TrainingConfig
 from resnet.data.batches import to_network_input
@@ -56,39 +56,49 @@ def profile(config: TrainingConfig, repeats: int = 5) -> str:
 
     Raises:
         ValueError, BackendError: as :func:`resnet.training.prepare`.
+        MemoryError: as :meth:`resnet.training.Trainer.step`.
     """
     training = prepare(config)
     model, trainer, xp = training.model.train(), training.trainer, load_backend(training.backend)
-    batches = (batch for epoch in range(repeats + 2) for batch in training.batches.epoch(epoch))
-    seconds: dict[str, list[float]] = {}
+    batches = (batch for epoch in range(repeats + 3) for batch in training.batches.epoch(epoch))
+    marks: dict[str, list[tuple[Any, Any]]] = {}
+    waiting: list[float] = []
 
     @contextmanager
     def timed(name: str) -> Iterator[None]:
-        start = time.perf_counter()
+        start = mark(xp)
         yield
-        synchronize(xp)
-        seconds.setdefault(name, []).append(time.perf_counter() - start)
+        marks.setdefault(name, []).append((start, mark(xp)))
 
-    trainer.step(*next(batches))  # first calls are slower
-    with threads(config.threads), one_blas_thread(), record_layers(model) as records:  # as in a step of training
-        for repeat in range(repeats + 1):
-            if repeat == repeats and xp is np:
-                tracemalloc.start()  # in a last step of its own, as it slows down what it watches
-            with timed("data (in the background)"):
-                x, labels = next(batches)
-            model.zero_grad()
+    def step(records: list[LayerRecord]) -> None:
+        start = time.perf_counter()
+        x, labels = next(batches)
+        waiting.append(time.perf_counter() - start)
+        model.zero_grad()
+        with trainer.circumstances(x.shape):
             with timed("forward"):
-                logits = model(xp.asarray(x))
+                logits = trainer.forward(xp.asarray(x))
             with timed("loss"):
                 trainer.loss(logits, labels)
-                dlogits = trainer.loss.backward()
+                dlogits = trainer.loss.backward(trainer.loss_scale)
             note_kept(model, records)
             with timed("backward"):
-                model.backward(dlogits, needs_dx=False)
+                trainer.backward(dlogits)
             with timed("optimiser"):
-                trainer.optimizer.step(trainer.learning_rate)
-    tracemalloc.stop()
-    for record in records:
-        del record.forward_seconds[repeats:], record.backward_seconds[repeats:]
-    lines = [f"{name}: {1000 * float(np.median(times[:repeats])):.1f} ms" for name, times in seconds.items()]
-    return "\n".join([time_table(records), *lines, f"(medians of {repeats} steps of {len(labels)} pictures)"])
+                trainer.optimizer.step(trainer.learning_rate, trainer.scale)
+
+    trainer.step(*next(batches))  # first calls are slower
+    with record_layers(model) as records:
+        for _ in range(repeats):
+            step(records)
+    with watch_memory(xp) as memory, record_layers(model, memory) as watched:
+        trainer.step(*next(batches))
+    for record, other in zip(records, watched, strict=True):
+        record.working_bytes = other.working_bytes
+    medians = {"data (in the background)": float(np.median(waiting))}
+    for name, times in marks.items():
+        medians[name] = float(np.median([seconds_between(xp, start, stop) for start, stop in times]))
+    lines = [f"{name}: {1000 * seconds:.1f} ms" for name, seconds in medians.items()]
+    if xp is not np:
+        lines.append(f"device memory held by the pool: {xp.get_default_memory_pool().total_bytes() / 1e6:.0f} MB")
+    return "\n".join([time_table(records), *lines, f"(medians of {repeats} steps of {config.batch_size} pictures)"])

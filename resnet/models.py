@@ -14,7 +14,7 @@ from typing import TypedDict, Unpack
 import numpy as np
 
 from nn import BatchNorm2d, Flatten, GlobalAvgPool2d, Linear, MaxPool2d, Module, Sequential
-from nn.backend import Array
+from nn.backend import Array, array_module
 from nn.profile import LayerRecord, layer_table, note_kept, record_layers
 from resnet.blocks import BasicBlock, Bottleneck, PlainBasicBlock, PlainBottleneck, Recipe
 
@@ -314,11 +314,10 @@ def summarize(model: ResNet, size: int, batch: int = 1) -> list[LayerRecord]:
     """
     if size < 1 or batch < 1:
         raise ValueError(f"expected a picture size and a batch of at least 1, got {size} and {batch}")
-    dtype = model.fc.weight.data.dtype
-    was_training = model.training
+    weight, was_training = model.fc.weight.data, model.training
     model.eval()  # keeps for backward what training keeps, and welcomes a batch of one
     with record_layers(model) as records:
-        model(np.zeros((batch, size, size, model.in_channels), dtype))
+        model(array_module(weight).zeros((batch, size, size, model.in_channels), weight.dtype))
     note_kept(model, records)
     if was_training:
         model.train()

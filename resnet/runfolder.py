@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from nn.backend import gpu_facts, load_backend
 from nn.checkpoint import write_atomically
 from resnet.config import TrainingConfig
 
@@ -88,14 +89,15 @@ def write_json(path: Path, facts: Mapping[str, Any]) -> None:
     write_atomically(path, (json.dumps(facts, indent=2) + "\n").encode())
 
 
-def machine() -> dict[str, Any]:
-    """Return what a result depends on besides its settings: versions and platform."""
-    return {
+def machine(backend: str) -> dict[str, Any]:
+    """Return what a result depends on besides its settings: versions, platform and, on cupy, the GPU."""
+    facts = {
         "python": platform.python_version(),
         "numpy": np.__version__,
         "platform": platform.platform(),
         "cores": os.cpu_count(),
     }
+    return facts | ({"gpu": gpu_facts(load_backend(backend))} if backend == "cupy" else {})
 
 
 def append_metrics(folder: Path, metrics: EpochMetrics) -> None:

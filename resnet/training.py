@@ -14,7 +14,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,9 +25,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from nn import SGD, SoftmaxCrossEntropy
-from nn.backend import Array, array_module, choose_backend, to_numpy
+from nn.backend import Array, array_module, choose_backend, load_backend, to_numpy
 from nn.checkpoint import save_weights
+from nn.gpu import uploads
 from nn.parallel import cores_for, keep_freed_memory, one_blas_thread, threads
+from nn.precision import LossScale, check_precision, matrix_products
 from nn.schedule import make_schedule
 from resnet.baselines import evaluate_baselines
 from resnet.config import TrainingConfig
@@ -36,6 +38,7 @@ from resnet.data.augment import Augmentation
 from resnet.data.batches import TrainingBatches, masked_copies, prefetch, to_network_input
 from resnet.data.faces import split_by_person
 from resnet.evaluation import rank_k_accuracy
+from resnet.memory import memory_errors_explained
 from resnet.models import ResNet, make_model
 from resnet.report import draw_curves, draw_predictions, results_table
 from resnet.runfolder import EpochMetrics, append_metrics, machine, make_run_folder, write_json
@@ -66,7 +69,9 @@ class Trainer:
             weight_decay=config.weight_decay,
             decay_all=False,
         )
-        self.threads = config.threads
+        self.threads, self.precision = config.threads, config.precision
+        xp = array_module(model.fc.weight.data)
+        self.scale = LossScale(xp) if config.precision == "float16" else None
         keep_freed_memory()
         self.schedule = make_schedule(config.schedule, config.learning_rate, total_steps, config.warm_up)
         self.steps = 0
@@ -76,26 +81,56 @@ class Trainer:
         """The learning rate of the next step."""
         return self.schedule(self.steps)
 
-    def step(self, x: NDArray[np.float32], labels: NDArray[np.int64]) -> tuple[Array, Array]:
-        """Train on one batch.
+    def step(self, x: Array, labels: NDArray[np.int64]) -> tuple[Array, Array]:
+        """Train on one batch. On a GPU nothing here waits for the device.
 
         Args:
-            x: (N, H, W, C) on the CPU.
+            x: (N, H, W, C), float32, on the CPU or on the model's device.
             labels: (N,) on the CPU.
 
         Returns:
             the mean loss and the number of right answers before the step, 0-d arrays on the device.
+
+        Raises:
+            MemoryError: not enough of it; says what it would need and what lowers that.
         """
         xp = array_module(self.model.fc.weight.data)
         self.model.zero_grad()
-        # No warnings of overflow: a loss that is not finite is reported with its step.
-        with threads(self.threads), one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):
-            logits = self.model(xp.asarray(x))  # (N, K)
+        with self.circumstances(x.shape):
+            logits = self.forward(xp.asarray(x))  # (N, K)
             loss = self.loss(logits, labels)
-            self.model.backward(self.loss.backward(), needs_dx=False)
-            self.optimizer.step(self.learning_rate)
+            self.backward(self.loss.backward(self.loss_scale))
+            self.optimizer.step(self.learning_rate, self.scale)
+            right = (logits.argmax(axis=1) == xp.asarray(labels)).sum()
         self.steps += 1
-        return loss, (logits.argmax(axis=1) == xp.asarray(labels)).sum()
+        return loss, right
+
+    @contextmanager
+    def circumstances(self, shape: tuple[int, ...]) -> Iterator[None]:
+        """Within it, pictures of ``shape`` can be trained on: threads, precision, and errors as in :meth:`step`."""
+        with (
+            memory_errors_explained(self.model, shape, self.precision),
+            matrix_products(self.precision, array_module(self.model.fc.weight.data)),
+            threads(self.threads),
+            one_blas_thread(),
+            np.errstate(over="ignore", invalid="ignore"),  # a loss that is not finite is reported with its step
+        ):
+            yield
+
+    @property
+    def loss_scale(self) -> Array | float:
+        """What the loss is multiplied by for the backward pass; not 1 in half precision only."""
+        return 1.0 if self.scale is None else self.scale.value
+
+    def forward(self, x: Array) -> Array:
+        """(N, H, W, C) -> logits (N, K). In half precision the network computes in float16, the loss does not."""
+        if self.scale is None:
+            return self.model(x)
+        return self.model(x.astype(np.float16)).astype(np.float32)
+
+    def backward(self, dlogits: Array) -> None:
+        """(N, K) -> the gradients of all parameters, multiplied by :attr:`loss_scale`."""
+        self.model.backward(dlogits if self.scale is None else dlogits.astype(np.float16), needs_dx=False)
 
 
 class Meter:
@@ -182,7 +217,8 @@ class Training:
 
     def scores(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the network's logits for pictures uint8 (N, H, W, C): float32 (N, K) on the CPU."""
-        with threads(self.config.threads):
+        xp = array_module(self.model.fc.weight.data)
+        with matrix_products(self.config.precision, xp), threads(self.config.threads):
             return predict(self.model, pictures, self.mean, self.std, self.config.batch_size)
 
     def test(self) -> dict[str, float]:
@@ -206,11 +242,10 @@ def predict(
     """
     xp, fused = array_module(model.fc.weight.data), model.fuse()
     keep_freed_memory()
+    starts = range(0, len(pictures), batch_size)
+    batches = ((to_network_input(pictures[start : start + batch_size], mean, std), None) for start in starts)
     with cores_for(min(batch_size, len(pictures))):
-        parts = [
-            fused(xp.asarray(to_network_input(pictures[start : start + batch_size], mean, std)))
-            for start in range(0, len(pictures), batch_size)
-        ]
+        parts = [fused(x) for x, _ in uploads(batches, xp)]
     return to_numpy(xp.concatenate(parts))  # (N, K)
 
 
@@ -224,6 +259,7 @@ def prepare(config: TrainingConfig) -> Training:
         BackendError: the wanted backend cannot be used here.
     """
     backend = choose_backend(config.backend)
+    check_precision(config.precision, load_backend(backend))
     faces = load_faces(
         config.data, config.data_dir, config.image_size, bad_pictures=config.bad_pictures, template=config.template
     )
@@ -325,7 +361,7 @@ def _train_epoch(training: Training, epoch: int, bar: Any) -> Meter:
     training.model.train()
     last_reading = time.perf_counter()
     with closing(prefetch(training.batches.epoch(epoch - 1))) as batches:
-        for x, labels in batches:
+        for x, labels in uploads(batches, load_backend(training.backend)):
             learning_rate = trainer.learning_rate
             loss, right = trainer.step(x, labels)
             meter.add(loss, right, len(labels))
@@ -378,7 +414,7 @@ def describe(training: Training) -> str:
         f"{height}x{width} {'grey' if channels == 1 else 'colour'}",
         *(f"note: {note}" for note in faces.notes),
         f"{config.arch} ({config.activation}), {training.model.count_parameters():,} parameters, "
-        f"on {training.backend}; {config.epochs} epochs of {len(training.batches)} steps",
+        f"on {training.backend} in {config.precision}; {config.epochs} epochs of {len(training.batches)} steps",
     ]
     return "\n".join(lines)
 
@@ -420,5 +456,5 @@ def facts(training: Training) -> dict[str, Any]:
         "train_photographs": len(training.train_faces),
         "test_photographs": len(training.tests["clean"]),
         "notes": list(training.train_faces.notes),
-        "machine": machine(),
+        "machine": machine(training.backend),
     }

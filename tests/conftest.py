@@ -6,9 +6,10 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import devices
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
@@ -17,8 +18,16 @@ Array = NDArray[Any]
 #: Largest difference allowed, relative to the largest number of the array.
 TOLERANCE = {np.dtype(np.float64): 1e-12, np.dtype(np.float32): 1e-5}
 
-# The same examples in every run, and no time limit for a single one: the naive twins are slow.
-settings.register_profile("nn", max_examples=25, deadline=None, derandomize=True, database=None)
+# The same examples in every run, and no time limit for a single one: the naive twins are slow. All examples of a test
+# may share its fixtures: the device stays the same, and generators of random numbers take a seed among the examples.
+settings.register_profile(
+    "nn",
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 settings.load_profile("nn")
 
 
@@ -79,3 +88,10 @@ def arrays_of(cache: Any) -> list[Array]:
 def no_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make ``import cupy`` fail, as on a machine where it is not installed."""
     monkeypatch.setitem(sys.modules, "cupy", None)
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Let functions made by ``devices.everywhere`` compute on this device; the value is its array module."""
+    with devices.on(request.param) as module:
+        yield module

@@ -5,11 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from conftest import assert_close, normal
+from devices import everywhere, on_every_device
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nn import LeakyReLU, ReLU, reference
 from nn.activation import leaky_relu_backward, leaky_relu_forward, relu_backward, relu_forward
+
+leaky_relu_backward, leaky_relu_forward, relu_backward, relu_forward = map(
+    everywhere, (leaky_relu_backward, leaky_relu_forward, relu_backward, relu_forward)
+)
 
 SHAPES = st.lists(st.integers(1, 4), min_size=1, max_size=4).map(tuple)
 DTYPES = st.sampled_from([np.float32, np.float64])
@@ -21,6 +26,7 @@ def with_zeros(rng, shape, dtype):
     return normal(rng, shape, dtype) * (rng.random(shape) > 0.25)
 
 
+@on_every_device
 @given(SHAPES, DTYPES, SEEDS)
 def test_relu_equals_naive_twin(shape, dtype, seed):
     rng = np.random.default_rng(seed)
@@ -32,6 +38,7 @@ def test_relu_equals_naive_twin(shape, dtype, seed):
     assert y.dtype == dx.dtype == dtype
 
 
+@on_every_device
 @given(SHAPES, DTYPES, SEEDS, st.sampled_from([0.0, 1e-3, 0.01, 0.25, 1.0]))
 def test_leaky_relu_equals_naive_twin(shape, dtype, seed, slope):
     rng = np.random.default_rng(seed)
@@ -64,6 +71,7 @@ def test_by_hand_with_the_derivative_at_zero(layer, y, dx):
     np.testing.assert_allclose(layer.backward(DY), dx, rtol=1e-15)
 
 
+@on_every_device
 @pytest.mark.parametrize(
     ("forward", "backward", "slope"),
     [(reference.relu_forward, reference.relu_backward, 0), (reference.leaky_relu_forward, None, 0.01)],
@@ -75,12 +83,14 @@ def test_the_twins_by_hand(forward, backward, slope):
     np.testing.assert_allclose(backward(DY, cache), [slope, 10 * slope, 100 * slope, 1000], rtol=1e-15)
 
 
+@on_every_device
 @pytest.mark.parametrize("slope", [0.0, 0.01])
 def test_infinities_go_through_and_nan_stays_visible(slope):
     y, _ = leaky_relu_forward(np.array([-np.inf, np.inf, np.nan]), slope)
     np.testing.assert_array_equal(y, [-np.inf if slope else 0.0, np.inf, np.nan])
 
 
+@on_every_device
 def test_backward_goes_by_the_sign_of_the_input_not_of_the_upstream():
     layer = ReLU()
     layer(np.array([-1.0, -1.0, 1.0, 1.0]))

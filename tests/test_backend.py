@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import re
+import subprocess
 import sys
 from types import ModuleType, SimpleNamespace
 
+import devices
 import numpy as np
 import pytest
 
+import nn.backend.__main__ as report
 from nn import BackendError, array_module, to_numpy
 from nn.backend import (
     check_float,
@@ -63,10 +67,12 @@ def cupy(monkeypatch) -> ModuleType:
 
 
 @pytest.fixture
-def no_gpu(monkeypatch) -> None:
+def no_gpu(monkeypatch) -> ModuleType:
     """CuPy can be imported, but there is no driver: importable is not usable."""
     error = RuntimeError("cudaErrorInsufficientDriver: CUDA driver version is insufficient")
-    monkeypatch.setitem(sys.modules, "cupy", fake_cupy(error))
+    module = fake_cupy(error)
+    monkeypatch.setitem(sys.modules, "cupy", module)
+    return module
 
 
 # Whose array is this
@@ -122,8 +128,29 @@ def test_cupy_that_is_not_installed_names_cause_and_remedy(no_cupy):
             ask("cupy")
 
 
-def test_cupy_without_a_gpu_names_cause_and_remedy(no_gpu):
-    with pytest.raises(BackendError, match=r"no NVIDIA GPU is usable \(.*InsufficientDriver.*nvidia-smi.*numpy"):
+@pytest.mark.parametrize(
+    ("driver", "wheel", "words"),
+    [
+        (0, 12090, r"no NVIDIA driver: install one, .*nvidia-smi .*\(.*InsufficientDriver.*--backend numpy"),
+        (12040, 13000, r"built for CUDA 13.0, but the driver knows CUDA 12.4 at most: pip uninstall cupy-cuda13x .*"
+         r"\[cuda12\].*, or update the driver"),
+        (12040, 12090, r"the driver works but shows no GPU: .*nvidia-smi.*CUDA_VISIBLE_DEVICES, now 'unset'"),
+    ],
+)  # fmt: skip
+def test_cupy_without_a_gpu_names_cause_and_remedy(driver, wheel, words, no_gpu, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    no_gpu.cuda.runtime.driverGetVersion = lambda: driver
+    no_gpu.cuda.runtime.runtimeGetVersion = lambda: wheel
+    with pytest.raises(BackendError, match=words) as caught:
+        load_backend("cupy")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_count_of_no_devices_is_an_error_too(cupy, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    cupy.cuda.runtime.getDeviceCount = lambda: 0
+    cupy.cuda.runtime.driverGetVersion = cupy.cuda.runtime.runtimeGetVersion = lambda: 12040
+    with pytest.raises(BackendError, match=r"shows no GPU: .*CUDA_VISIBLE_DEVICES, now '', does not hide it"):
         load_backend("cupy")
 
 
@@ -134,17 +161,55 @@ def test_a_gpu_that_cannot_run_a_kernel_is_not_usable(cupy):
         raise RuntimeError("nvrtc: error: invalid value for --gpu-architecture")
 
     cupy.ones = broken
-    with pytest.raises(BackendError, match="gpu-architecture"):
+    with pytest.raises(BackendError, match=r"a first kernel fails \(.*gpu-architecture\)\. .*\[cuda12\]"):
         load_backend("cupy")
 
 
 def test_a_cupy_that_is_installed_and_broken_is_a_backend_error(monkeypatch):
-    def fails(name: str) -> ModuleType:
-        raise ImportError("libcudart.so.12: cannot open shared object file")
+    for error in (ImportError("libcudart.so.12: cannot open shared object file"), RuntimeError("libcudart\nand more")):
+        monkeypatch.setattr(importlib, "import_module", lambda name, error=error: (_ for _ in ()).throw(error))
+        with pytest.raises(BackendError, match=r"cannot be imported \(libcudart[^\n]*\)"):
+            load_backend("cupy")
 
-    monkeypatch.setattr(importlib, "import_module", fails)
-    with pytest.raises(BackendError, match="libcudart"):
-        load_backend("cupy")
+
+# The report, python -m nn.backend
+
+
+def test_the_report_without_a_gpu_says_why_and_is_no_failure(no_cupy, capsys):
+    assert report.main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"numpy   {np.__version__} on ")
+    assert lines[-1].startswith("cupy    not usable: CuPy cannot be imported (")
+
+
+def test_the_report_tells_of_kernels_that_the_environment_forces(no_cupy, capsys, monkeypatch):
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
+    report.main()
+    assert "OPENBLAS_CORETYPE=Haswell" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("device", ["kernels", pytest.param("cupy", marks=pytest.mark.gpu)])
+def test_the_report_of_a_gpu_tries_everything_that_training_uses(device, capsys):
+    with devices.on(device) as xp:
+        assert report.main() == 0
+        out = capsys.readouterr().out
+    assert f"cupy    {xp.__version__} for CUDA " in out
+    for line in ("fused kernel", "matrix product", "copy beside", "--precision tf32", "--precision float16"):
+        assert re.search(rf"{line}.* works\n", out)
+
+
+def test_the_report_names_what_fails(capsys, monkeypatch):
+    with devices.on("kernels") as xp:
+        xp.cuda.Device.compute_capability = "75"
+        assert report.main() == 1
+    assert re.search(
+        r"--precision tf32 +FAILS: .*needs a GPU of compute capability 8.0, this one has 7.5", capsys.readouterr().out
+    )
+
+
+def test_the_command_prints_no_warning():
+    done = subprocess.run([sys.executable, "-m", "nn.backend"], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
 
 
 # Moving

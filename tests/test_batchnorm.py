@@ -5,11 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from conftest import assert_close, normal
+from devices import everywhere, on_every_device
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nn import BatchNorm2d, reference
 from nn.batchnorm import batchnorm2d_backward, batchnorm2d_eval_forward, batchnorm2d_forward
+
+batchnorm2d_backward, batchnorm2d_eval_forward, batchnorm2d_forward = map(
+    everywhere, (batchnorm2d_backward, batchnorm2d_eval_forward, batchnorm2d_forward)
+)
 
 EPS = 1e-5
 SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 5), st.integers(1, 4))
@@ -28,6 +33,7 @@ def exact(*arrays):
     return [array.astype(np.float64) for array in arrays]
 
 
+@on_every_device
 @given(SHAPES.filter(lambda shape: np.prod(shape[:3]) >= 4), DTYPES, SEEDS)
 def test_training_equals_the_derivation_in_stages(shape, dtype, seed):
     x, gamma, beta, dy = drawn(shape, dtype, seed)
@@ -44,6 +50,7 @@ def test_training_equals_the_derivation_in_stages(shape, dtype, seed):
         assert_close(actual, truth, scale)
 
 
+@on_every_device
 @given(SHAPES, DTYPES, SEEDS)
 def test_eval_equals_naive_twin(shape, dtype, seed):
     x, gamma, beta, dy = drawn(shape, dtype, seed)
@@ -61,6 +68,7 @@ def test_eval_equals_naive_twin(shape, dtype, seed):
 ONE_TO_SEVEN = np.array([1.0, 3.0, 5.0, 7.0]).reshape(2, 1, 2, 1)  # mean 4, biased variance 5
 
 
+@on_every_device
 @pytest.mark.parametrize("room", [batchnorm2d_forward, reference.batchnorm2d_forward])
 def test_four_numbers_by_hand(room):
     y, _, mean, variance = room(ONE_TO_SEVEN, np.array([2.0]), np.array([10.0]), 4.0)
@@ -69,6 +77,7 @@ def test_four_numbers_by_hand(room):
     np.testing.assert_allclose(y.ravel(), [8, 10 - 2 / 3, 10 + 2 / 3, 12], rtol=1e-15)
 
 
+@on_every_device
 @pytest.mark.parametrize("twin", ["fast", "naive"])
 def test_gradients_of_four_numbers_by_hand(twin):
     """dy = (1, 0, 0, 0), γ = 2, ε = 4, so σ = 3 and x̂ = (−1, −1/3, 1/3, 1).
@@ -85,6 +94,7 @@ def test_gradients_of_four_numbers_by_hand(twin):
     np.testing.assert_allclose((dgamma[0], dbeta[0]), (-1, 1), rtol=1e-15)
 
 
+@on_every_device
 def test_gradient_has_no_mean_and_no_part_along_the_normalised_input(rng):
     """Moving all x together, or stretching them, leaves y as it is (but for ε), so dx has no such parts."""
     x, dy = normal(rng, (3, 4, 5, 2)), normal(rng, (3, 4, 5, 2))
@@ -94,6 +104,7 @@ def test_gradient_has_no_mean_and_no_part_along_the_normalised_input(rng):
     np.testing.assert_allclose((dx * (x - mean)).sum(axis=(0, 1, 2)), 0, atol=1e-12)
 
 
+@on_every_device
 @pytest.mark.parametrize("mean", [0.0, 1e4])
 def test_variance_in_float32_survives_a_large_mean(mean, rng):
     """E[x²] − E[x]² would subtract 1e8 from 1e8 + 1, which float32 cannot tell apart."""

@@ -7,15 +7,19 @@ import json
 from argparse import ArgumentTypeError
 
 import pytest
+from strict_cupy import installed
 from test_readme import load_writer
 from tiny import quick, write_people
 
-from benchmarks import data, layers, scaling, step
+from benchmarks import data, layers, ours, scaling, step, worker
 from benchmarks.measure import (
     BLAS_VARIABLES,
+    BenchmarkError,
+    Limits,
     Measured,
     exponent,
     gflop,
+    measure,
     speed_ratio,
     spread,
     worker_environment,
@@ -48,6 +52,12 @@ def test_summary_of_made_up_seconds():
     assert against["speed"] == {"median": 1.0, "min": 0.5, "max": 1.0}  # rounds 2/2, 2/4, 3/3
     assert against["peak"] == 0.5
     assert against["above"] == 0.5  # 300 / 600
+
+
+def test_summary_without_the_rate_of_a_matrix_product():
+    result = step.summary(Case("step", 12, 64), made_up(), step_gflop=30.0)
+    assert result["contestants"]["ours"]["share"] is None
+    assert "%" not in step.show(result)
 
 
 def test_ratio_is_taken_within_a_round():
@@ -98,6 +108,7 @@ def test_wrong_cases(text):
         ["--repetitions", "0"],
         ["--cases", "1x2x3"],
         ["--backend", "torch"],
+        ["--precision", "float64"],
     ],
 )
 def test_wrong_options_end_with_status_2(arguments, capsys):
@@ -105,6 +116,141 @@ def test_wrong_options_end_with_status_2(arguments, capsys):
         step.main(arguments)
     assert error.value.code == 2
     assert arguments[0] in capsys.readouterr().err or arguments == ["--batch", "1"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--precision", "tf32"], "--precision tf32 is for --backend cupy: NumPy computes in float32"),
+        (["--precision", "float16"], "--precision float16 is for --backend cupy"),
+        (["--backend", "cupy", "--precision", "float16", "--cases", "2x8 infer:1x8"], "evaluation stays in float32"),
+    ],
+)
+def test_precisions_that_cannot_be_measured(arguments, message, capsys):
+    with pytest.raises(SystemExit) as error:
+        step.main(arguments)
+    assert error.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_contestants_compute_in_the_same_precision():
+    sides = step.contestants("cupy", "tf32", threads=3)
+    assert list(sides) == ["ours", "PyTorch contiguous", "PyTorch channels_last"]
+    assert [side["side"] for side in sides.values()] == ["cupy", "contiguous", "channels_last"]
+    for side in sides.values():
+        assert (side["device"], side["precision"], side["threads"]) == ("cuda", "tf32", 3)
+    assert list(step.contestants("numpy", pytorch=False)) == ["ours"]
+    assert step.contestants("numpy")["ours"]["device"] == "cpu"
+
+
+class Queue:
+    """A device's queue: marks get their times from a list; waiting for one waits for all before it."""
+
+    def __init__(self, times):
+        self.times, self.log = times, []
+        self.waits = self.marks = self.passed = 0
+
+    def work(self, name):
+        return lambda: self.log.append(name)
+
+    def mark(self):
+        self.log.append("mark")
+        self.marks += 1
+        return self.marks
+
+    def seconds_between(self, start, stop):
+        self.log.append("read")
+        if stop > self.passed:
+            self.waits, self.passed = self.waits + 1, stop
+        return self.times[stop - 1] - self.times[start - 1]
+
+
+def test_phases_lie_between_marks_that_are_read_with_one_wait_at_the_end():
+    queue = Queue([0, 1, 5, 8, 10, 13, 20, 27])
+    phases = {"forward": queue.work("forward"), "backward": queue.work("backward")}
+    seconds = worker.repetition(phases, queue.mark, queue.seconds_between, seconds=0, least_rounds=2)
+    assert seconds == {"forward": 2.0, "backward": 5.0}  # means of 1 and 3, and of 3 and 7
+    assert queue.log == 2 * ["mark", "forward", "mark", "mark", "backward", "mark"] + 4 * ["read"]
+    assert queue.waits == 1
+
+
+def test_rounds_go_on_until_the_time_of_the_host_is_up(monkeypatch):
+    hours = iter(range(100))
+    monkeypatch.setattr(worker.time, "perf_counter", lambda: next(hours))
+    queue = Queue(list(range(0, 200, 2)))
+    assert worker.repetition({"step": queue.work("step")}, queue.mark, queue.seconds_between, seconds=7) == {"step": 2}
+    assert queue.log.count("step") == 7  # it was 0 at the start and is later by 1 after each
+
+
+@pytest.mark.parametrize("kind", ["step", "infer"])
+def test_no_step_of_ours_waits_for_the_device(kind):
+    with installed() as cupy:
+        ours.backend.cache_clear()
+        try:
+            job = {"side": "cupy", "arch": "resnet20", "batch": 2, "size": 8, "threads": 1}
+            phases = getattr(ours, kind)(job)
+            before = len(cupy.host_syncs)
+            start = ours.mark(job)
+            phases[kind]()
+            stop = ours.mark(job)
+            assert cupy.host_syncs[before:] == []
+            assert ours.seconds_between(job, start, stop) > 0
+            assert cupy.host_syncs[before:] == ["Event.synchronize"]
+        finally:
+            ours.backend.cache_clear()
+
+
+def test_a_job_sets_the_size_of_slices(monkeypatch):
+    monkeypatch.setattr(ours.parallel, "GPU_SLICE_BYTES", 5)
+    job = {"side": "numpy", "arch": "resnet20", "batch": 2, "size": 8, "threads": 1}
+    ours.step(job)
+    assert ours.parallel.GPU_SLICE_BYTES == 5
+    ours.step(job | {"gpu_slice_bytes": 7})
+    assert ours.parallel.GPU_SLICE_BYTES == 7
+
+
+PRODUCT = {"kind": "product", "side": "numpy", "device": "cpu", "size": 8, "threads": 1}
+
+
+def test_a_worker_whose_time_is_up_is_ended():
+    with pytest.raises(BenchmarkError, match="ours: its time was up"):
+        measure({"ours": PRODUCT}, 1, worker_environment(False)[0], Limits(end=0))
+
+
+def test_no_round_begins_when_it_is_enough():
+    seen = measure({"ours": PRODUCT}, 50, worker_environment(False)[0], Limits(enough=0))
+    assert len(seen["ours"].seconds["product"]) == 1
+
+
+def test_contestants_that_do_not_fit_together_are_measured_alone(monkeypatch):
+    asked = []
+
+    def measure(jobs, *others):
+        asked.append(list(jobs))
+        if len(jobs) > 1:
+            raise BenchmarkError("b: OutOfMemoryError: CUDA out of memory. Tried to allocate")
+        return {name: Measured({"step": job["seconds"]}, 0, 1, FACTS) for name, job in jobs.items()}
+
+    monkeypatch.setattr(step, "measure", measure)
+    jobs = {"a": {"seconds": [1.0, 2.0, 3.0]}, "b": {"seconds": [4.0, 5.0]}}
+    measured, in_turns = step.take_turns(jobs, 3, {}, Limits())
+    assert asked == [["a", "b"], ["a"], ["b"]]
+    assert [one.seconds["step"] for one in measured.values()] == [[1.0, 2.0], [4.0, 5.0]]  # as many of each
+    assert not in_turns
+
+
+@pytest.mark.parametrize(("names", "message"), [("ab", "b: another error"), ("a", "a: out of memory")])
+def test_other_errors_are_not_tried_again(monkeypatch, names, message):
+    asked = []
+
+    def measure(jobs, *others):
+        asked.append(list(jobs))
+        raise BenchmarkError(message)
+
+    monkeypatch.setattr(step, "measure", measure)
+    with pytest.raises(BenchmarkError, match=message):
+        step.take_turns({name: {} for name in names}, 3, {}, Limits())
+    assert asked == [list(names)]
 
 
 def test_blas_variables_are_hidden_and_noted(monkeypatch, capsys):
@@ -172,6 +318,60 @@ def test_pytorchs_side_computes(kind):
     getattr(pytorch, kind)(job)[kind]()
 
 
+@needs_torch
+@pytest.mark.parametrize(("precision", "tf32"), [("float32", False), ("tf32", True), ("float16", False)])
+def test_pytorchs_precision(precision, tf32):
+    from benchmarks import pytorch
+
+    job = {"side": "contiguous", "device": "cpu", "arch": "resnet20", "batch": 2, "size": 16, "threads": 1}
+    model_types = set()
+
+    def note(module, inputs, output):
+        model_types.add(str(output.dtype))
+
+    before = pytorch.torch.get_num_threads()
+    hook = pytorch.torch.nn.modules.module.register_module_forward_hook(note)
+    try:
+        pytorch.step(job | {"precision": precision})["step"]()
+        flags = pytorch.torch.backends.cuda.matmul.allow_tf32, pytorch.torch.backends.cudnn.allow_tf32
+    finally:
+        hook.remove()
+        pytorch._prepare(job)
+        pytorch.torch.set_num_threads(before)
+    assert flags == (tf32, tf32)
+    assert ("torch.float16" in model_types) == (precision == "float16")
+
+
+@needs_torch
+def test_pytorchs_clock(monkeypatch):
+    from benchmarks import pytorch
+
+    class Event:
+        """An event in a queue; its time can be read once it was waited for."""
+
+        def __init__(self, enable_timing):
+            assert enable_timing
+            self.recorded = self.waited = False
+
+        def record(self):
+            self.recorded = True
+
+        def synchronize(self):
+            self.waited = self.recorded
+
+        def elapsed_time(self, stop):
+            assert self.recorded
+            assert stop.waited
+            return 1500.0  # milliseconds
+
+    monkeypatch.setattr(pytorch.torch.cuda, "Event", Event)
+    job = {"device": "cuda"}
+    start = pytorch.mark(job)
+    assert pytorch.seconds_between(job, start, pytorch.mark(job)) == 1.5
+    assert not start.waited
+    assert pytorch.seconds_between({"device": "cpu"}, 2.0, 5.0) == 3.0
+
+
 def test_layers_of_resnet18():
     jobs = layers.layer_jobs(4, 64)
     assert len([job for job in jobs.values() if job["layer"] == "Conv2d"]) == 11  # stem, 1 + 3 · 3 (in, on, shortcut)
@@ -188,8 +388,6 @@ def test_layers_of_resnet18():
 
 @pytest.mark.parametrize("layer", ["Conv2d", "BatchNorm2d", "LeakyReLU", "ReLU", "Add", "MaxPool2d"])
 def test_both_sides_know_each_layer(layer):
-    from benchmarks import ours
-
     job = {"layer": layer, "shape": (2, 6, 6, 4), "device": "cpu", "threads": 1}
     job |= {"filters": 5, "kernel": 3, "stride": 1, "padding": 1}
     sides = [ours.layer(job | {"side": "numpy", "algorithm": "im2col"})]

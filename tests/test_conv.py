@@ -9,11 +9,25 @@ import tracemalloc
 import numpy as np
 import pytest
 from conftest import assert_close, normal
+from devices import everywhere, on_every_device
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nn import Conv2d, parallel, reference
-from nn.conv import col2im, conv2d_backward, conv2d_forward, im2col, input_gradient, output_size
+from nn.conv import (
+    col2im,
+    conv2d_backward,
+    conv2d_forward,
+    im2col,
+    input_gradient,
+    output_size,
+    patches,
+    unpatched,
+)
+
+conv2d_backward, conv2d_forward, patches, unpatched = map(
+    everywhere, (conv2d_backward, conv2d_forward, patches, unpatched)
+)
 
 
 @st.composite
@@ -26,6 +40,7 @@ def geometries(draw):
     return (n, h, w, c), (*kernel, c, f), stride, padding
 
 
+@on_every_device
 @given(geometries(), st.booleans(), st.sampled_from([np.float32, np.float64]), st.integers(0, 2**32 - 1))
 def test_equals_naive_twin(geometry, has_bias, dtype, seed):
     shape, weight_shape, stride, padding = geometry
@@ -54,6 +69,7 @@ NINE = np.arange(1.0, 10.0).reshape(1, 3, 3, 1)  # 1 2 3 / 4 5 6 / 7 8 9
 FOUR = np.arange(1.0, 5.0).reshape(2, 2, 1, 1)  # 1 2 / 3 4
 
 
+@on_every_device
 @pytest.mark.parametrize("room", [conv2d_forward, reference.conv2d_forward])
 def test_a_picture_of_nine_by_hand(room):
     y, _ = room(NINE, FOUR, np.array([0.5]))
@@ -61,6 +77,7 @@ def test_a_picture_of_nine_by_hand(room):
     np.testing.assert_array_equal(y[0, :, :, 0], [[37.5, 47.5], [67.5, 77.5]])
 
 
+@on_every_device
 @pytest.mark.parametrize("twin", ["fast", "naive"])
 def test_gradients_of_a_picture_of_nine_by_hand(twin):
     forward, backward = {
@@ -74,6 +91,7 @@ def test_gradients_of_a_picture_of_nine_by_hand(twin):
     np.testing.assert_array_equal(dbias, [10])
 
 
+@on_every_device
 @pytest.mark.parametrize("room", [conv2d_forward, reference.conv2d_forward])
 def test_padding_is_zeros_and_stride_skips_by_hand(room):
     y, _ = room(NINE, np.ones((3, 3, 1, 1)), None, stride=2, padding=1)
@@ -81,6 +99,7 @@ def test_padding_is_zeros_and_stride_skips_by_hand(room):
     np.testing.assert_array_equal(y[0, :, :, 0], [[12, 16], [24, 28]])
 
 
+@on_every_device
 @pytest.mark.parametrize("room", [conv2d_forward, reference.conv2d_forward])
 def test_height_comes_before_width(room):
     """A 1×3 kernel on a 3×4 picture, stride (2, 1), padding (0, 1): no two sizes alike."""
@@ -90,6 +109,7 @@ def test_height_comes_before_width(room):
     np.testing.assert_array_equal(y[0, :, :, 0], [[100, 210, 321, 32], [980, 1098, 1209, 120]])
 
 
+@on_every_device
 @pytest.mark.parametrize("room", [conv2d_forward, reference.conv2d_forward])
 @pytest.mark.parametrize(("stride", "padding"), [((1, 1), (0, 0)), ((2, 1), (1, 0)), ((2, 3), (2, 1))])
 def test_equals_scipy(room, stride, padding, rng):
@@ -107,6 +127,7 @@ def test_equals_scipy(room, stride, padding, rng):
     assert_close(y, np.moveaxis(np.array(expected), 1, 3))
 
 
+@on_every_device
 def test_backward_is_the_transposed_map(rng):
     """Convolution is linear in x and in the weight: <conv(x), dy> = <x, dx> = <weight, dweight>."""
     x, weight = normal(rng, (2, 7, 6, 3)), normal(rng, (3, 2, 3, 4))
@@ -121,29 +142,32 @@ def test_backward_is_the_transposed_map(rng):
 # im2col
 
 
+@on_every_device
 def test_a_row_of_im2col_is_a_patch_row_by_row_channels_last():
     x = np.arange(24.0).reshape(1, 3, 4, 2)  # place (i, j), channel c: 8i + 2j + c
-    cols = im2col(x, (2, 2), (1, 2), (0, 0))
+    cols = patches(x, (2, 2), (1, 2), (0, 0))
     assert cols.shape == (4, 8)  # 2 × 2 places, 2·2·2 numbers
     np.testing.assert_array_equal(cols[0], [0, 1, 2, 3, 8, 9, 10, 11])
     np.testing.assert_array_equal(cols[1], [4, 5, 6, 7, 12, 13, 14, 15])
     np.testing.assert_array_equal(cols[2], [8, 9, 10, 11, 16, 17, 18, 19])
 
 
+@on_every_device
 def test_col2im_counts_how_many_patches_see_each_place():
-    counts = col2im(np.ones((1, 2, 2, 3, 3, 1)), (1, 4, 4, 1), (1, 1), (0, 0))
+    counts = unpatched(np.ones((1, 2, 2, 3, 3, 1)), (1, 4, 4, 1), (1, 1), (0, 0))
     np.testing.assert_array_equal(counts[0, :, :, 0], np.outer([1, 2, 2, 1], [1, 2, 2, 1]))
 
 
+@on_every_device
 @given(geometries(), st.integers(0, 2**32 - 1))
 def test_col2im_is_the_adjoint_of_im2col(geometry, seed):
     shape, (kh, kw, _, _), stride, padding = geometry
     rng = np.random.default_rng(seed)
     x = normal(rng, shape)
-    cols = im2col(x, (kh, kw), stride, padding)
+    cols = patches(x, (kh, kw), stride, padding)
     c = normal(rng, cols.shape)
     oh, ow = (output_size(*sizes) for sizes in zip(shape[1:3], (kh, kw), stride, padding, strict=True))
-    back = col2im(c.reshape(shape[0], oh, ow, kh, kw, shape[3]), shape, stride, padding)
+    back = unpatched(c.reshape(shape[0], oh, ow, kh, kw, shape[3]), shape, stride, padding)
     assert back.shape == shape
     assert (cols * c).sum() == pytest.approx((x * back).sum(), rel=1e-12, abs=1e-12)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from conftest import assert_close, normal
+from devices import everywhere, on_every_device
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,10 +13,15 @@ from nn import Add, Flatten, Linear, reference
 from nn.linear import linear_backward, linear_forward
 from nn.residual import add_backward, add_forward
 
+add_backward, add_forward, linear_backward, linear_forward = map(
+    everywhere, (add_backward, add_forward, linear_backward, linear_forward)
+)
+
 DTYPES = st.sampled_from([np.float32, np.float64])
 SEEDS = st.integers(0, 2**32 - 1)
 
 
+@on_every_device
 @given(st.tuples(*[st.integers(1, 5)] * 3), st.booleans(), DTYPES, SEEDS)
 def test_linear_equals_naive_twin(sizes, has_bias, dtype, seed):
     (n, c, f), rng = sizes, np.random.default_rng(seed)
@@ -34,6 +40,7 @@ def test_linear_equals_naive_twin(sizes, has_bias, dtype, seed):
             assert_close(actual, truth, scale=size)
 
 
+@on_every_device
 @pytest.mark.parametrize("twin", ["fast", "naive"])
 def test_linear_by_hand(twin):
     forward, backward = {
@@ -101,6 +108,7 @@ def test_flatten_of_an_empty_batch_keeps_the_width():
 # Add
 
 
+@on_every_device
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=4).map(tuple), DTYPES, SEEDS)
 def test_add_equals_naive_twin(shape, dtype, seed):
     rng = np.random.default_rng(seed)
@@ -111,6 +119,7 @@ def test_add_equals_naive_twin(shape, dtype, seed):
         assert side.dtype == dtype
 
 
+@on_every_device
 @pytest.mark.parametrize("backward", [add_backward, reference.add_backward])
 def test_both_sides_of_an_add_get_the_whole_gradient(backward):
     for side in backward(np.array([3.0, -4.0])):

@@ -7,11 +7,14 @@ import math
 import numpy as np
 import pytest
 from conftest import assert_close, normal
+from devices import everywhere, on_every_device
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nn import SoftmaxCrossEntropy, reference
 from nn.loss import check_labels, cross_entropy_backward, cross_entropy_forward
+
+cross_entropy_backward, cross_entropy_forward = map(everywhere, (cross_entropy_backward, cross_entropy_forward))
 
 FAST_AND_NAIVE = pytest.mark.parametrize(
     ("forward", "backward"),
@@ -23,6 +26,7 @@ FAST_AND_NAIVE = pytest.mark.parametrize(
 )
 
 
+@on_every_device
 @given(
     st.integers(1, 4),
     st.integers(1, 6),
@@ -42,6 +46,7 @@ def test_equals_naive_twin(n, k, smoothing, dtype, seed):
     assert loss.dtype == dlogits.dtype == dtype
 
 
+@on_every_device
 @FAST_AND_NAIVE
 def test_two_classes_by_hand(forward, backward):
     """Logits (0, ln 3) mean probabilities (1/4, 3/4)."""
@@ -50,6 +55,7 @@ def test_two_classes_by_hand(forward, backward):
     np.testing.assert_allclose(backward(cache), [[-3 / 4, 3 / 4]], rtol=1e-14)
 
 
+@on_every_device
 @FAST_AND_NAIVE
 def test_the_loss_is_a_mean_over_the_batch(forward, backward):
     loss, cache = forward(np.array([[0.0, math.log(3)], [0.0, math.log(3)]]), [0, 1])
@@ -57,6 +63,7 @@ def test_the_loss_is_a_mean_over_the_batch(forward, backward):
     np.testing.assert_allclose(backward(cache), [[-3 / 8, 3 / 8], [1 / 8, -1 / 8]], rtol=1e-14)
 
 
+@on_every_device
 @FAST_AND_NAIVE
 def test_label_smoothing_by_hand(forward, backward):
     """Smoothing 0.2 over two classes makes the target (0.9, 0.1): the true class gets a share, too."""
@@ -65,12 +72,14 @@ def test_label_smoothing_by_hand(forward, backward):
     np.testing.assert_allclose(backward(cache), [[1 / 4 - 0.9, 3 / 4 - 0.1]], rtol=1e-14)
 
 
+@on_every_device
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_an_ignorant_network_starts_at_the_logarithm_of_the_classes(smoothing):
     loss, _ = cross_entropy_forward(np.zeros((3, 40), np.float32), [0, 17, 39], smoothing)
     assert loss == pytest.approx(math.log(40), rel=1e-6)
 
 
+@on_every_device
 @pytest.mark.parametrize("forward", [cross_entropy_forward, reference.cross_entropy_forward])
 def test_equals_scipy(forward, rng):
     special = pytest.importorskip(
@@ -81,6 +90,7 @@ def test_equals_scipy(forward, rng):
     assert loss == pytest.approx(-special.log_softmax(logits, axis=1)[np.arange(6), labels].mean(), rel=1e-13)
 
 
+@on_every_device
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_equals_pytorch(smoothing, rng):
     torch = pytest.importorskip(
@@ -95,6 +105,7 @@ def test_equals_pytorch(smoothing, rng):
     np.testing.assert_allclose(layer.backward(), tensor.grad.numpy(), rtol=1e-12, atol=1e-15)
 
 
+@on_every_device
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_huge_logits_neither_overflow_nor_vanish(dtype):
     logits = np.array([[1e4, 0.0, -1e4], [1e4, 0.0, -1e4]], dtype)
@@ -105,12 +116,14 @@ def test_huge_logits_neither_overflow_nor_vanish(dtype):
     np.testing.assert_allclose(dlogits, [[0, 0, 0], [0.5, 0, -0.5]], atol=1e-12)
 
 
+@on_every_device
 def test_a_constant_added_to_all_logits_changes_nothing(rng):
     logits, labels = normal(rng, (4, 5)), [0, 4, 2, 2]
     plain, lifted = (cross_entropy_forward(z, labels, 0.1)[0] for z in (logits, logits + 1000))
     assert lifted == pytest.approx(plain, rel=1e-11)
 
 
+@on_every_device
 def test_gradients_of_a_picture_add_up_to_zero(rng):
     _, cache = cross_entropy_forward(normal(rng, (4, 5)), [0, 4, 2, 2], 0.1)
     np.testing.assert_allclose(cross_entropy_backward(cache).sum(axis=1), 0, atol=1e-16)

@@ -7,11 +7,16 @@ import re
 import numpy as np
 import pytest
 from conftest import assert_close, normal
+from devices import everywhere, on_every_device
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nn import GlobalAvgPool2d, MaxPool2d, reference
 from nn.pooling import global_avg_pool_backward, global_avg_pool_forward, max_pool2d_backward, max_pool2d_forward
+
+global_avg_pool_backward, global_avg_pool_forward, max_pool2d_backward, max_pool2d_forward = map(
+    everywhere, (global_avg_pool_backward, global_avg_pool_forward, max_pool2d_backward, max_pool2d_forward)
+)
 
 DTYPES = st.sampled_from([np.float32, np.float64])
 SEEDS = st.integers(0, 2**32 - 1)
@@ -35,6 +40,7 @@ def windows(draw):
     return (draw(st.integers(1, 3)), h, w, draw(st.integers(1, 3))), kernel, stride, padding
 
 
+@on_every_device
 @given(windows(), DTYPES, SEEDS, st.booleans())
 def test_max_pool_equals_naive_twin(window, dtype, seed, ties):
     shape, kernel, stride, padding = window
@@ -49,6 +55,7 @@ def test_max_pool_equals_naive_twin(window, dtype, seed, ties):
     assert y.dtype == dx.dtype == dtype
 
 
+@on_every_device
 @FAST_AND_NAIVE
 def test_max_pool_by_hand(forward, backward):
     x = np.array([[1.0, 5, 2, 0], [3, 4, 8, 7], [6, 9, -1, -2]]).reshape(1, 3, 4, 1)
@@ -59,6 +66,7 @@ def test_max_pool_by_hand(forward, backward):
     np.testing.assert_array_equal(dx[0, :, :, 0], [[0, 1, 0, 0], [0, 0, 100110, 0], [0, 11000, 0, 0]])
 
 
+@on_every_device
 @FAST_AND_NAIVE
 def test_the_frame_is_minus_infinity_and_never_wins(forward, backward):
     """All values negative, as LeakyReLU leaves them: a frame of zeros would beat them at the border."""
@@ -69,6 +77,7 @@ def test_the_frame_is_minus_infinity_and_never_wins(forward, backward):
     np.testing.assert_array_equal(dx[0, :, :, 0], [[1, 2, 0], [3, 4, 0], [0, 0, 0]])
 
 
+@on_every_device
 @FAST_AND_NAIVE
 def test_of_equals_the_first_in_row_major_order_gets_the_gradient(forward, backward):
     x = np.array([[0.0, 7, 7], [7, 7, 0]]).reshape(1, 2, 3, 1)
@@ -77,6 +86,7 @@ def test_of_equals_the_first_in_row_major_order_gets_the_gradient(forward, backw
     np.testing.assert_array_equal(dx[0, :, :, 0], [[0, 3, 0], [0, 0, 0]])
 
 
+@on_every_device
 @FAST_AND_NAIVE
 def test_places_after_the_last_whole_window_are_left_out(forward, backward):
     x = np.arange(25.0).reshape(1, 5, 5, 1)
@@ -88,6 +98,7 @@ def test_places_after_the_last_whole_window_are_left_out(forward, backward):
     assert dx.sum() == 4
 
 
+@on_every_device
 def test_windows_of_more_than_256_places_find_their_winner():
     """A byte is too small to name the winner of 17 × 17 = 289 places."""
     x = np.zeros((1, 17, 17, 1))
@@ -96,6 +107,7 @@ def test_windows_of_more_than_256_places_find_their_winner():
     np.testing.assert_array_equal(max_pool2d_backward(np.full((1, 1, 1, 1), 5.0), cache), 5 * x)
 
 
+@on_every_device
 def test_nan_stays_visible():
     x = np.zeros((1, 4, 4, 1))
     x[0, 0, 0, 0] = np.nan
@@ -110,6 +122,7 @@ def test_keeps_one_byte_a_window(rng):
     assert sum(array.nbytes for array in arrays) == y.size
 
 
+@on_every_device
 @given(
     st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 5), st.integers(1, 3)),
     DTYPES,
@@ -125,6 +138,7 @@ def test_global_average_equals_naive_twin(shape, dtype, seed):
     assert y.dtype == dx.dtype == dtype
 
 
+@on_every_device
 @pytest.mark.parametrize(
     ("forward", "backward"),
     [

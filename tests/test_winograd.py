@@ -5,12 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from conftest import arrays_of, assert_close, frozen, normal, with_holes
+from devices import everywhere, on_every_device
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nn import Conv2d, parallel, reference
 from nn.conv import ConvCache, choose_algorithm, conv2d_backward, conv2d_forward
 from nn.winograd import WinogradCache, one_dimension, winograd_backward, winograd_forward
+
+winograd_backward, winograd_forward = map(everywhere, (winograd_backward, winograd_forward))
 
 ROUNDING = {np.dtype(np.float32): 1e-5, np.dtype(np.float64): 1e-12}  # of the largest number
 
@@ -24,6 +27,7 @@ def geometries(draw):
     return (n, h, w, c), (3, 3, c, f), padding
 
 
+@on_every_device
 @given(geometries(), st.booleans(), st.sampled_from([np.float32, np.float64]), st.integers(0, 2**32 - 1))
 def test_equals_naive_twin(geometry, has_bias, dtype, seed):
     shape, weight_shape, padding = geometry
@@ -71,6 +75,7 @@ def test_four_outputs_of_one_dimension_by_hand():
     np.testing.assert_allclose(y, [321, 432, 543, 654], rtol=1e-13)
 
 
+@on_every_device
 def test_backward_is_the_transposed_map(rng):
     """Linear in x and in the weight: <conv(x), dy> = <x, dx> = <weight, dweight>."""
     x, weight = normal(rng, (3, 9, 6, 2)), normal(rng, (3, 3, 2, 5))

@@ -1,12 +1,13 @@
 """NumPy or CuPy: whose array is this, check it, move it.
 
 Every other file asks the array it was given (``xp = array_module(x)``) and calls ``xp.zeros``, ``xp.matmul``, …, so one
-source serves the CPU and the GPU. There is no global switch.
+source serves the CPU and the GPU. There is no global switch. ``python -m nn.backend`` prints what this machine has.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from types import ModuleType
 from typing import Any, TypeAlias
@@ -82,7 +83,7 @@ def load_backend(name: str) -> ModuleType:
 
     Raises:
         ValueError: ``name`` is neither "numpy" nor "cupy".
-        BackendError: CuPy is not installed, or finds no usable NVIDIA GPU.
+        BackendError: CuPy is not installed, or finds no usable NVIDIA GPU; says why and what to do.
     """
     if name == "numpy":
         return np
@@ -90,20 +91,71 @@ def load_backend(name: str) -> ModuleType:
         raise ValueError(f"expected backend 'numpy' or 'cupy', got {name!r}")
     try:
         cupy = importlib.import_module("cupy")
-    except ImportError as error:
+    except Exception as error:  # a broken installation may raise anything
         raise BackendError(
-            f"backend cupy: CuPy cannot be imported ({error}). Install the wheel for your driver, "
+            f"backend cupy: CuPy cannot be imported ({first_line(error)}). Install the wheel for your driver, "
             "pip install -e '.[cuda12]' or '.[cuda13]', or run with --backend numpy"
         ) from error
     try:
-        cupy.cuda.runtime.getDeviceCount()
+        if cupy.cuda.runtime.getDeviceCount() < 1:
+            raise RuntimeError("no device")
+    except Exception as error:
+        raise BackendError(
+            f"backend cupy: {_why_no_device(cupy)} ({first_line(error)}), or run with --backend numpy"
+        ) from error
+    try:
         float(cupy.ones(1).sum())
     except Exception as error:
         raise BackendError(
-            f"backend cupy: CuPy is installed but no NVIDIA GPU is usable ({error}). Check the driver with nvidia-smi, "
-            "that CuPy's wheel fits it (cuda12 or cuda13), or run with --backend numpy"
+            f"backend cupy: a GPU is there, but a first kernel fails ({first_line(error)}). Free its memory, or "
+            "install CuPy with the CUDA libraries that it needs to compile: pip install -e '.[cuda12]' or '.[cuda13]'"
         ) from error
     return cupy
+
+
+def _why_no_device(cupy: Any) -> str:
+    """Return what keeps CuPy from finding a GPU, and the remedy: no driver, one that is too old, or no device."""
+    try:
+        driver, wheel = cupy.cuda.runtime.driverGetVersion(), cupy.cuda.runtime.runtimeGetVersion()
+    except Exception:  # not even that works
+        driver = wheel = 0
+    if driver == 0:
+        return "there is no NVIDIA driver: install one, so that nvidia-smi lists your GPU"
+    if driver // 1000 < wheel // 1000:
+        major = driver // 1000
+        return (
+            f"CuPy is built for CUDA {cuda_version(wheel)}, but the driver knows CUDA {cuda_version(driver)} at most: "
+            f"pip uninstall cupy-cuda{wheel // 1000}x and pip install -e '.[cuda{major}]', or update the driver"
+        )
+    return (
+        "the driver works but shows no GPU: see that nvidia-smi lists one and that CUDA_VISIBLE_DEVICES, now "
+        f"{os.environ.get('CUDA_VISIBLE_DEVICES', 'unset')!r}, does not hide it"
+    )
+
+
+def gpu_facts(cupy: Any) -> dict[str, Any]:
+    """Return what is known of the GPU in use: its name, memory in bytes, compute capability, and versions."""
+    device = cupy.cuda.Device()
+    properties = cupy.cuda.runtime.getDeviceProperties(device.id)
+    return {
+        "name": properties["name"].decode(),
+        "memory": int(properties["totalGlobalMem"]),
+        "compute_capability": f"{properties['major']}.{properties['minor']}",
+        "multiprocessors": int(properties["multiProcessorCount"]),
+        "cupy": cupy.__version__,
+        "cuda_of_cupy": cuda_version(cupy.cuda.runtime.runtimeGetVersion()),
+        "cuda_of_driver": cuda_version(cupy.cuda.runtime.driverGetVersion()),
+    }
+
+
+def cuda_version(number: int) -> str:
+    """Return e.g. "12.9" for CUDA's 12090."""
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def first_line(error: Exception) -> str:
+    """Return an error's first line, or its kind where it says nothing."""
+    return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def choose_backend(name: str) -> str:

@@ -1,0 +1,103 @@
+"""What this machine has and what works on it: ``python -m nn.backend``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from threadpoolctl import threadpool_info
+
+from nn.backend import BackendError, first_line, gpu_facts, load_backend
+from nn.gpu import Kernel, mark, seconds_between, uploads
+from nn.parallel import cores
+from nn.precision import PRECISIONS, check_precision, matrix_products
+
+SQUARE_PLUS = Kernel("T x, wide a", "T y", "y = T(wide(x) * wide(x) + a)", "square_plus")
+
+
+def report_numpy() -> list[str]:
+    """Return lines about NumPy."""
+    blas = [
+        f"{library['internal_api']} {library.get('version')}, {library.get('architecture', 'unknown')} kernels"
+        for library in threadpool_info()
+        if library["user_api"] == "blas"
+    ]
+    lines = [
+        f"numpy   {np.__version__} on {cores()} cores; matrix products by {', '.join(blas) or 'an unknown library'}"
+    ]
+    forced = [f"{name}={os.environ[name]}" for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE") if name in os.environ]
+    if forced:
+        lines.append(f"        {' and '.join(forced)} set: other kernels than this CPU's own, perhaps slower ones")
+    return lines
+
+
+def report_cupy(cupy: Any) -> list[str]:
+    """Return lines about CuPy, its GPU, and a small test of everything that training uses."""
+    facts = gpu_facts(cupy)
+    free, total = cupy.cuda.runtime.memGetInfo()
+    lines = [
+        f"cupy    {facts['cupy']} for CUDA {facts['cuda_of_cupy']}; the driver knows CUDA {facts['cuda_of_driver']}",
+        f"        device {cupy.cuda.Device().id} of {cupy.cuda.runtime.getDeviceCount()}: {facts['name']}, compute "
+        f"capability {facts['compute_capability']}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free",
+    ]
+    tests: dict[str, Callable[[Any], None]] = {
+        "fused kernel": _kernel,
+        "matrix product": _product,
+        "copy beside computing": _copies,
+    }
+    tests |= {f"--precision {precision}": partial(_precise, precision) for precision in PRECISIONS}
+    for name, test in tests.items():
+        try:
+            test(cupy)
+            lines.append(f"        {name:<22} works")
+        except Exception as error:
+            lines.append(f"        {name:<22} FAILS: {first_line(error)}")
+    return lines
+
+
+def _expect(what: float, wanted: float, tolerance: float) -> None:
+    if not abs(what - wanted) <= tolerance * abs(wanted):
+        raise ValueError(f"expected {wanted}, got {what}")
+
+
+def _kernel(xp: Any) -> None:
+    _expect(float(SQUARE_PLUS(np.float32, xp.full(1000, 3, np.float32), 1.0).sum()), 10_000, 1e-6)
+
+
+def _product(xp: Any) -> None:
+    start = mark(xp)
+    _expect(float((xp.full((8, 100), 2, np.float32) @ xp.full((100, 8), 3, np.float32))[3, 4]), 600, 1e-6)
+    seconds_between(xp, start, mark(xp))
+
+
+def _copies(xp: Any) -> None:
+    batches = ((np.full(1000, number, np.float32), number) for number in range(4))
+    for x, number in uploads(batches, xp):
+        _expect(float(x.sum()), 1000 * number, 1e-6)
+
+
+def _precise(precision: str, xp: Any) -> None:
+    check_precision(precision, xp)
+    dtype = np.float16 if precision == "float16" else np.float32
+    third = xp.full((64, 64), 1 / 3, dtype)
+    with matrix_products(precision, xp):
+        _expect(float((third @ third)[5, 6]), 64 / 9, 1e-2)
+
+
+def main() -> int:
+    """Print the report; return 0 if the CPU or a GPU works as it should, 1 if a GPU is there and something fails."""
+    print("\n".join(report_numpy()))
+    try:
+        lines = report_cupy(load_backend("cupy"))
+    except BackendError as error:
+        lines = [f"cupy    not usable: {str(error).removeprefix('backend cupy: ')}"]
+    print("\n".join(lines))
+    return 1 if any("FAILS" in line for line in lines) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
