@@ -242,23 +242,35 @@ class BatchNorm2d(Module):
 GROUPS_TIMES_COLUMNS = 2**17  # threads that add up side by side: enough to keep a large GPU's memory busy
 
 
-def _column_kernel(inputs: str, terms: dict[str, str], name: str) -> Kernel:
-    """Return a kernel that adds up terms over the rows of matrices (M, C): groups of rows -> (groups, C) each."""
-    body = (
-        "const idx channel = i % channels, first = i / channels;\n"
-        + "".join(f"wide sum_{out} = 0;\n" for out in terms)
-        + "for (idx row = first; row < rows; row += groups) {\nconst idx at = row * channels + channel;\n"
-        + "".join(f"sum_{out} += {term};\n" for out, term in terms.items())
-        + "}\n"
-        + "".join(f"{out} = sum_{out};\n" for out in terms)
-    )
-    outputs = ", ".join(f"wide {out}" for out in terms)
-    return Kernel(f"{inputs}, idx rows, idx channels, idx groups", outputs, body, name)
+COUNTS = "idx rows, idx channels, idx groups"
+EACH_ROW = "for (idx row = i / channels; row < rows; row += groups)"
 
-
-SUMS = _column_kernel("raw T x", {"s": "wide(x[at])"}, "batchnorm_sums")
-CENTRED = "(wide(x[at]) - wide(total[channel] / rows))"
-SQUARES = _column_kernel("raw T x, raw float64 total", {"s": f"{CENTRED} * {CENTRED}"}, "batchnorm_squares")
+SUMS = Kernel(
+    f"raw T x, {COUNTS}",
+    "wide sum",
+    f"""
+    const idx channel = i % channels;
+    wide of_x = 0;
+    {EACH_ROW} of_x += wide(x[row * channels + channel]);
+    sum = of_x;
+    """,
+    "batchnorm_sums",
+)
+SQUARES = Kernel(
+    f"raw T x, raw float64 total, {COUNTS}",
+    "wide sum",
+    f"""
+    const idx channel = i % channels;
+    const wide mean = total[channel] / rows;
+    wide of_squares = 0;
+    {EACH_ROW} {{
+        const wide centred = wide(x[row * channels + channel]) - mean;
+        of_squares += centred * centred;
+    }}
+    sum = of_squares;
+    """,
+    "batchnorm_squares",
+)
 STATISTICS = Kernel(
     "float64 total, float64 squares, wide gamma, float64 m, float64 eps",
     "wide mean, wide variance, wide inv_std, wide scale",
@@ -282,9 +294,21 @@ TRACK = Kernel(
     """,
     "batchnorm_track",
 )
-GRADIENT_SUMS = _column_kernel(
-    "raw T x, raw T dy, raw wide mean",
-    {"dbeta": "wide(dy[at])", "along_x": "wide(dy[at]) * (wide(x[at]) - mean[channel])"},
+GRADIENT_SUMS = Kernel(
+    f"raw T x, raw T dy, raw wide means, {COUNTS}",
+    "wide sum_dy, wide sum_along_x",
+    f"""
+    const idx channel = i % channels;
+    const wide mean = means[channel];
+    wide of_dy = 0, of_products = 0;
+    {EACH_ROW} {{
+        const idx at = row * channels + channel;
+        of_dy += wide(dy[at]);
+        of_products += wide(dy[at]) * (wide(x[at]) - mean);
+    }}
+    sum_dy = of_dy;
+    sum_along_x = of_products;
+    """,
     "batchnorm_gradient_sums",
 )
 GRADIENTS = Kernel(
@@ -308,7 +332,7 @@ INPUT_GRADIENT = Kernel(
 
 
 def gpu_sums(kernel: Kernel, outputs: int, matrix: Array, *others: Array) -> Array:
-    """Run a kernel of :func:`_column_kernel`, then add up its groups: (M, C) -> (outputs, C) in float64."""
+    """Add up columns by a kernel, groups of rows first and then the groups: (M, C) -> (outputs, C) in float64."""
     (m, c), xp = matrix.shape, array_module(matrix)
     groups = max(1, min(GROUPS_TIMES_COLUMNS // c, m // 8))
     partial = xp.empty((outputs, groups, c), wide_dtype(matrix.dtype))
