@@ -11,6 +11,7 @@ The result files come from
     python -m benchmarks.step --cases "$CASES" --repetitions 9 --json benchmarks/results/step.json
     python -m benchmarks.step --cases "$CASES" --keep-blas-settings --json benchmarks/results/step_keep.json
     python -m benchmarks.data --repetitions 15 --json benchmarks/results/data.json
+    python -m benchmarks.gpu    # on a machine with a GPU
 """
 
 from __future__ import annotations
@@ -115,9 +116,46 @@ def speed_table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def gpu_tables(folder: Path = BENCHMARKS) -> str:
+    """Return what ``benchmarks.gpu`` found, as Markdown; without its result file, that nobody has measured yet."""
+    path = folder / "gpu.json"
+    if not path.exists():
+        return (
+            "**Not yet measured**: nobody has run it on a GPU so far. `python -m benchmarks.gpu` writes\n"
+            "`benchmarks/results/gpu.json`, from which `python docs/write_results.py` makes the table for this place."
+        )
+    report = json.loads(path.read_text())
+    sections = report["sections"]
+    lines = [
+        "| case | precision | ours | PyTorch | ratio | memory ours | memory PyTorch |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for case in sections["steps"]["cases"]:
+        ours = case["contestants"]["ours"]
+        theirs = case["contestants"][case["against"]["name"]] if "against" in case else None
+        ratio = f"{case['against']['speed']['median']:.2f}" if theirs else ""
+        speeds = [f"{one['pictures_per_second']['median']:.0f}" if one else "" for one in (ours, theirs)]
+        memory = [f"{one['peak_bytes'] / 1e6:.0f}" if one else "" for one in (ours, theirs)]
+        lines.append(f"| {' | '.join([case['case'], case['precision'], *speeds, ratio, *memory])} |")
+    gpu, tests = sections["environment"]["gpu"], sections["tests"]
+    lines += [
+        "",
+        "Pictures a second beside the faster of PyTorch's two memory layouts at equal precision, by the GPU's clock;",
+        f"memory is the most that the pool held, in MB. {gpu['name']}, CuPy {gpu['cupy']}; {report['date'][:10]}.",
+        f"GPU tests: {tests['passed']} passed, {tests['failed']} failed. Result file: `benchmarks/results/gpu.json`.",
+    ]
+    for run in sections["training"].get("runs", []):
+        lines.append(
+            f"`train.py --backend cupy --seed {run['seed']}`: clean {100 * run['clean_accuracy']:.1f} %, "
+            f"masked {100 * run['masked_accuracy']:.1f} %, {run['seconds']:.0f} s."
+        )
+    return "\n".join(lines)
+
+
 def written(readme: str) -> str:
     """Return the text of README.md with its tables filled in anew."""
-    for name, table in (("results", training_table), ("gradcheck", gradcheck_table), ("speed", speed_tables)):
+    tables = {"results": training_table, "gradcheck": gradcheck_table, "speed": speed_tables, "gpu": gpu_tables}
+    for name, table in tables.items():
         pattern = rf"(<!-- {name}:begin[^\n]*-->\n).*?(<!-- {name}:end -->)"
         readme = re.sub(pattern, lambda match, table=table: f"{match[1]}{table()}\n{match[2]}", readme, flags=re.DOTALL)
     return readme

@@ -61,10 +61,13 @@ def test_slices_cover_a_share_of_the_batch_in_order_without_gaps(start, n, bytes
         assert max(sizes) == min(n, max(1, bound // bytes_each))  # no smaller than need be
 
 
-def test_a_gpu_slice_takes_a_share_of_the_free_memory(cupy):
+def test_a_gpu_slice_takes_a_share_of_the_free_memory(cupy, monkeypatch):
     """6 GiB free on the device and 2 GiB that CuPy keeps for itself: a quarter of 8."""
-    assert slice_bytes(cupy) == 2 * 2**30
-    assert slice_bytes(np) == parallel.CPU_SLICE_BYTES
+    assert slice_bytes(cupy, 2**40) == parallel.GPU_SLICE_BYTES
+    assert slice_bytes(np, 2**40) == parallel.CPU_SLICE_BYTES
+    assert slice_bytes(cupy, 1000) == 1000  # so little that nobody asks
+    monkeypatch.setattr(parallel, "GPU_SLICE_BYTES", 2**40)
+    assert slice_bytes(cupy, 2**40) == 2 * 2**30
     assert [(part.start, part.stop) for part in slices(slice(0, 5), 2**30, cupy)] == [(0, 2), (2, 4), (4, 5)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 
@@ -21,6 +22,36 @@ def test_the_tables_are_those_of_the_result_files():
     assert "| resnet18 LeakyReLU |" in readme
     assert "| training step, 32 × 112² |" in readme
     assert load_writer().written(readme) == readme, "run: python docs/write_results.py"
+
+
+def test_without_a_gpu_the_readme_says_that_nobody_has_measured(tmp_path):
+    assert load_writer().gpu_tables(tmp_path).startswith("**Not yet measured**")
+
+
+def test_the_table_of_a_gpu_says_what_its_result_file_says(tmp_path):
+    def side(speed, peak):
+        return {"pictures_per_second": {"median": speed}, "peak_bytes": peak}
+
+    beside = {"contestants": {"ours": side(900.4, 5e8), "PyTorch channels_last": side(1200.4, 6e8)}}
+    beside["against"] = {"name": "PyTorch channels_last", "speed": {"median": 0.7512}}
+    cases = [
+        {"case": "training step, 128 × 64²", "precision": "tf32"} | beside,
+        {"case": "inference, 1 × 112²", "precision": "float32", "contestants": {"ours": side(70.0, 1e8)}},
+    ]
+    runs = [{"seed": 1, "clean_accuracy": 0.985, "masked_accuracy": 0.99, "seconds": 12.3}]
+    sections = {
+        "environment": {"gpu": {"name": "A GPU", "cupy": "14.2.0"}},
+        "tests": {"passed": 7, "failed": 0},
+        "steps": {"cases": cases},
+        "training": {"runs": runs},
+    }
+    (tmp_path / "gpu.json").write_text(json.dumps({"date": "2026-11-24T01:02:03", "sections": sections}))
+    text = load_writer().gpu_tables(tmp_path)
+    assert "| training step, 128 × 64² | tf32 | 900 | 1200 | 0.75 | 500 | 600 |" in text
+    assert "| inference, 1 × 112² | float32 | 70 |  |  | 100 |  |" in text
+    assert "A GPU, CuPy 14.2.0; 2026-11-24." in text
+    assert "GPU tests: 7 passed, 0 failed" in text
+    assert "`train.py --backend cupy --seed 1`: clean 98.5 %, masked 99.0 %, 12 s." in text
 
 
 def test_train_and_test_are_one_bash_block_each():
