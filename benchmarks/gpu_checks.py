@@ -37,12 +37,22 @@ def environment(job: Job) -> dict[str, Any]:
 
 
 def pytorch(job: Job) -> dict[str, Any]:
-    """Return PyTorch's version, empty if it is not there, and whether it can compute where the job wants it."""
+    """Return PyTorch's version, empty if it is not there, and whether it can compute where the job wants it.
+
+    On a GPU also the relative errors of a matrix product in float32 and in TF32, which tell whether the switch works.
+    """
     try:
         import torch
     except ImportError:
         return {"version": "", "usable": False}
-    return {"version": torch.__version__, "usable": job["side"] == "numpy" or torch.cuda.is_available()}
+    found = {"version": torch.__version__, "usable": job["side"] == "numpy" or torch.cuda.is_available()}
+    if job["side"] != "numpy" and found["usable"]:
+        a, b = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 512, 512))).to("cuda")
+        for name, allowed in (("float32", False), ("tf32", True)):
+            torch.backends.cuda.matmul.allow_tf32 = allowed
+            difference = (a.float() @ b.float()).double() - a @ b
+            found[f"error_{name}"] = float(difference.abs().max()) / 512**0.5
+    return found
 
 
 def train(job: Job) -> tuple[list[float], dict[str, Any]]:

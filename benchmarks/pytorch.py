@@ -166,6 +166,13 @@ def used_bytes(job: dict[str, Any]) -> int:
     return worker.used_bytes() if job["device"] == "cpu" else peak_bytes(job)
 
 
+def forget_warm_up(job: dict[str, Any]) -> None:
+    """Let a GPU's pool give back what only the first steps needed: cuDNN tries algorithms that take gigabytes."""
+    if job["device"] != "cpu":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
 def peak_bytes(job: dict[str, Any]) -> int:
     """Return the most that was held: by the process, or by PyTorch's pool on the GPU."""
     return worker.peak_bytes() if job["device"] == "cpu" else int(torch.cuda.max_memory_reserved())

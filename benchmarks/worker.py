@@ -70,6 +70,7 @@ def serve(side: Any, questions: TextIO, answer: Callable[[dict[str, Any]], None]
     phases: Phases = getattr(side, job["kind"])(job)
     measured = partial(repetition, phases, partial(side.mark, job), partial(side.seconds_between, job))
     measured(seconds=0, least_rounds=WARM_UP)
+    side.forget_warm_up(job)
     versions = {"python": platform.python_version(), "numpy": np.__version__} | side.versions(job)
     wanted = ("internal_api", "version", "architecture", "num_threads")
     blas = [{key: lib.get(key) for key in wanted} for lib in threadpool_info() if lib["user_api"] == "blas"]

@@ -210,14 +210,13 @@ class BatchNorm2d(Module):
     def _track(self, mean: Array, variance: Array, m: int) -> None:
         """Move the running statistics towards this batch's; the variance unbiased, by Bessel's m / (m − 1)."""
         if has_kernels(mean):
-            both = self.running_mean.data, self.running_var.data
-            TRACK(mean.dtype, mean, variance, self.momentum, m / (m - 1), *both)
-            self.num_batches_tracked.data += 1
+            running = self.running_mean.data, self.running_var.data, self.num_batches_tracked.data
+            TRACK(mean.dtype, mean, variance, self.momentum, m / (m - 1), *running)
             return
         unbiased = variance * (m / (m - 1))  # (C,)
-        for running, new in ((self.running_mean, mean), (self.running_var, unbiased)):
-            running.data *= 1 - self.momentum
-            running.data += self.momentum * new  # (C,) + (C,)
+        for buffer, new in ((self.running_mean, mean), (self.running_var, unbiased)):
+            buffer.data *= 1 - self.momentum
+            buffer.data += self.momentum * new  # (C,) + (C,)
         self.num_batches_tracked.data += 1
 
     def backward(self, dy: Array) -> Array:
@@ -239,36 +238,46 @@ class BatchNorm2d(Module):
 
 # On a GPU: sums of columns by many threads, each its own rows of one column, and the rest in one pass each
 
-GROUPS_TIMES_COLUMNS = 2**17  # threads that add up side by side: enough to keep a large GPU's memory busy
+THREADS = 2**18  # that add up side by side: enough to keep a large GPU's memory busy
+UNROLLED = 4  # rows that each thread has on their way at a time
 
 
-COUNTS = "idx rows, idx channels, idx groups"
-EACH_ROW = "for (idx row = i / channels; row < rows; row += groups)"
+def _column_kernel(inputs: str, once: str, terms: dict[str, str], name: str) -> Kernel:
+    """Return a kernel that adds up terms over the rows of matrices (M, C): groups of rows -> (groups, C) each.
 
-SUMS = Kernel(
-    f"raw T x, {COUNTS}",
-    "wide sum",
-    f"""
-    const idx channel = i % channels;
-    wide of_x = 0;
-    {EACH_ROW} of_x += wide(x[row * channels + channel]);
-    sum = of_x;
-    """,
-    "batchnorm_sums",
-)
-SQUARES = Kernel(
-    f"raw T x, raw float64 total, {COUNTS}",
-    "wide sum",
-    f"""
-    const idx channel = i % channels;
-    const wide mean = total[channel] / rows;
-    wide of_squares = 0;
-    {EACH_ROW} {{
-        const wide centred = wide(x[row * channels + channel]) - mean;
-        of_squares += centred * centred;
-    }}
-    sum = of_squares;
-    """,
+    Every thread has a column and every so many rows of it. It asks for four rows before it adds up, as a read takes
+    long and many should be on their way, and adds them up in a fixed order.
+
+    Args:
+        inputs: of the kernel; the matrices are raw.
+        once: C for before the rows; ``channel`` is the column.
+        terms: for each output, C for what is added up; ``at`` is the place in the matrices.
+    """
+
+    def add(place: int, row: str) -> str:
+        sums = " ".join(f"{out}_{place} += {term};" for out, term in terms.items())
+        return f"{{ const idx at = ({row}) * channels + channel; {sums} }}\n"
+
+    places = range(UNROLLED)
+    lines = [
+        f"const idx channel = i % channels; {once}",
+        *(f"wide {out}_{place} = 0;" for out in terms for place in places),
+        "idx row = i / channels;",
+        f"for (; row + {UNROLLED - 1} * groups < rows; row += {UNROLLED} * groups) {{",
+        *(add(place, f"row + {place} * groups") for place in places),
+        "}",
+        f"for (; row < rows; row += groups) {add(0, 'row')}",
+        *(f"{out} = {' + '.join(f'{out}_{place}' for place in places)};" for out in terms),
+    ]
+    outputs = ", ".join(f"wide {out}" for out in terms)
+    return Kernel(f"{inputs}, idx rows, idx channels, idx groups", outputs, "\n".join(lines), name)
+
+
+SUMS = _column_kernel("raw T x", "", {"sum": "wide(x[at])"}, "batchnorm_sums")
+SQUARES = _column_kernel(
+    "raw T x, raw float64 total",
+    "const wide mean = total[channel] / rows;",
+    {"sum": "(wide(x[at]) - mean) * (wide(x[at]) - mean)"},
     "batchnorm_squares",
 )
 STATISTICS = Kernel(
@@ -287,28 +296,18 @@ NORMALISE = Kernel(
 )
 TRACK = Kernel(
     "T mean, T variance, wide momentum, wide bessel",
-    "R running_mean, R running_var",
+    "R running_mean, R running_var, raw int64 batches",
     """
+    if (i == 0) batches[0] += 1;
     running_mean = R((1 - momentum) * wide(running_mean) + momentum * wide(mean));
     running_var = R((1 - momentum) * wide(running_var) + momentum * bessel * wide(variance));
     """,
     "batchnorm_track",
 )
-GRADIENT_SUMS = Kernel(
-    f"raw T x, raw T dy, raw wide means, {COUNTS}",
-    "wide sum_dy, wide sum_along_x",
-    f"""
-    const idx channel = i % channels;
-    const wide mean = means[channel];
-    wide of_dy = 0, of_products = 0;
-    {EACH_ROW} {{
-        const idx at = row * channels + channel;
-        of_dy += wide(dy[at]);
-        of_products += wide(dy[at]) * (wide(x[at]) - mean);
-    }}
-    sum_dy = of_dy;
-    sum_along_x = of_products;
-    """,
+GRADIENT_SUMS = _column_kernel(
+    "raw T x, raw T dy, raw wide means",
+    "const wide mean = means[channel];",
+    {"sum_dy": "wide(dy[at])", "sum_along_x": "wide(dy[at]) * (wide(x[at]) - mean)"},
     "batchnorm_gradient_sums",
 )
 GRADIENTS = Kernel(
@@ -334,7 +333,7 @@ INPUT_GRADIENT = Kernel(
 def gpu_sums(kernel: Kernel, outputs: int, matrix: Array, *others: Array) -> Array:
     """Add up columns by a kernel, groups of rows first and then the groups: (M, C) -> (outputs, C) in float64."""
     (m, c), xp = matrix.shape, array_module(matrix)
-    groups = max(1, min(GROUPS_TIMES_COLUMNS // c, m // 8))
+    groups = max(1, min(THREADS // c, m // (4 * UNROLLED)))
     partial = xp.empty((outputs, groups, c), wide_dtype(matrix.dtype))
     kernel(matrix.dtype, matrix, *others, m, c, groups, *partial)
     return partial.sum(axis=1, dtype=np.float64)  # (outputs, groups, C) -> (outputs, C)

@@ -319,10 +319,10 @@ class Conv2d(Module):
 
 # im2col and col2im on a GPU, each as one kernel
 
-SIZES = ", ".join(f"idx {name}" for name in ("h", "w", "c", "kh", "kw", "oh", "ow", "sh", "sw", "ph", "pw"))
+SIZES = ("h", "w", "c", "kh", "kw", "oh", "ow", "sh", "sw", "ph", "pw")
 
 IM2COL = Kernel(
-    f"raw T x, {SIZES}",
+    "raw T x",
     "T cols",
     """
     idx at = i;                                             // place in (N, OH, OW, KH, KW, C), taken apart from behind
@@ -334,10 +334,11 @@ IM2COL = Kernel(
     cols = down < h && across < w ? x[((at * h + down) * w + across) * c + channel] : T(0);
     """,
     "im2col",
+    SIZES,
 )
 
 COL2IM = Kernel(
-    f"raw T dcols, {SIZES}",
+    "raw T dcols",
     "T dx",
     """
     idx at = i;                                             // place in (N, H, W, C)
@@ -357,6 +358,7 @@ COL2IM = Kernel(
     dx = T(sum);
     """,
     "col2im",
+    SIZES,
 )
 
 
@@ -376,9 +378,9 @@ def patches(x: Array, kernel: tuple[int, int], stride: tuple[int, int], padding:
         kind for kind in ("complex128", "uint64", "uint32", "uint16") if bytes_a_place % np.dtype(kind).itemsize == 0
     )
     cols = xp.empty((n * oh * ow, kh * kw * c), dtype=x.dtype)
-    items = bytes_a_place // np.dtype(item).itemsize
-    sizes = (h, w, items, kh, kw, oh, ow, *stride, *padding)
-    IM2COL(x.dtype, xp.ascontiguousarray(x).view(item), *sizes, cols.view(item))
+    sizes = (h, w, bytes_a_place // np.dtype(item).itemsize, kh, kw, oh, ow, *stride, *padding)
+    named = dict(zip(SIZES, sizes, strict=True))
+    IM2COL(x.dtype, xp.ascontiguousarray(x).view(item), cols.view(item), **named)
     return cols
 
 
@@ -388,19 +390,22 @@ def unpatched(dcols: Array, shape: tuple[int, ...], stride: tuple[int, int], pad
         return col2im(dcols, shape, stride, padding)
     (_, oh, ow, kh, kw, c), (_, h, w, _) = dcols.shape, shape
     dx = array_module(dcols).empty(shape, dtype=dcols.dtype)
-    COL2IM(dx.dtype, dcols, h, w, c, kh, kw, oh, ow, *stride, *padding, dx)
+    sizes = (h, w, c, kh, kw, oh, ow, *stride, *padding)
+    COL2IM(dx.dtype, dcols, dx, **dict(zip(SIZES, sizes, strict=True)))
     return dx
 
 
 def aligned(x: Array, weight: Array) -> tuple[Array, Array]:
     """Return both as they are, on a GPU with channels of zeros added until those of a place fill 16 bytes.
 
-    A 7×7 patch of 3 channels has 147 numbers; with 4 channels it has 196, a third more to multiply, but rows that
-    tensor cores can read, and patches that are cut 16 bytes at a time.
+    A 7×7 patch of 3 channels has 147 numbers; with 4 channels it has 196, a third more to multiply (in float16 with 8
+    channels 392), but rows that tensor cores can read, and patches that are cut 16 bytes at a time.
     """
     add = -x.shape[-1] % (16 // x.itemsize)
     if not has_kernels(x) or add == 0 or weight.shape[:2] == (1, 1):
         return x, weight
-    xp, only_behind = array_module(x), (0, add)
-    x = xp.pad(x, ((0, 0), (0, 0), (0, 0), only_behind))  # (N, H, W, C) -> (N, H, W, C + add)
-    return x, xp.pad(weight, ((0, 0), (0, 0), only_behind, (0, 0)))  # (KH, KW, C, F) -> (KH, KW, C + add, F)
+    xp, (*places, c), (kh, kw, _, f) = array_module(x), x.shape, weight.shape
+    more_x, more_weight = xp.zeros((*places, c + add), x.dtype), xp.zeros((kh, kw, c + add, f), x.dtype)
+    more_x[..., :c] = x  # (N, H, W, C) into (N, H, W, C + add)
+    more_weight[:, :, :c] = weight  # (KH, KW, C, F) into (KH, KW, C + add, F)
+    return more_x, more_weight

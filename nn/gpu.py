@@ -10,11 +10,11 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
+from functools import cache
 from types import ModuleType
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from nn.backend import Array, array_module
 
@@ -31,7 +31,8 @@ def has_kernels(x: Array) -> bool:
     return hasattr(array_module(x), "ElementwiseKernel")
 
 
-def wide_dtype(dtype: DTypeLike) -> np.dtype[Any]:
+@cache
+def wide_dtype(dtype: Any) -> np.dtype[Any]:
     """Return what numbers of ``dtype`` are added up in: float32 for float16 and float32, float64 for float64."""
     return np.dtype(np.float64 if np.dtype(dtype) == np.float64 else np.float32)
 
@@ -52,38 +53,52 @@ class Kernel:
         outputs: parameters that are written to (and may be read before).
         body: CUDA C.
         name: for profilers.
+        sizes: names of whole numbers that stay the same for a layer. CuPy's compiler is told them as constants, as a
+            division by a constant takes a fraction of the time; so there is a kernel for each set of them.
     """
 
-    def __init__(self, inputs: str, outputs: str, body: str, name: str) -> None:
-        self.inputs, self.outputs, self.body, self.name = inputs, outputs, body, name
-        self._built: dict[tuple[ModuleType, str, str], Any] = {}
+    def __init__(self, inputs: str, outputs: str, body: str, name: str, sizes: tuple[str, ...] = ()) -> None:
+        self.inputs, self.outputs, self.body, self.name, self.sizes = inputs, outputs, body, name, sizes
+        self._built: dict[tuple[Any, ...], Any] = {}
 
-    def __call__(self, dtype: DTypeLike, *arguments: Any) -> Any:
+    def __call__(self, dtype: Any, *arguments: Any, **sizes: int) -> Any:
         """Put the kernel into the GPU's queue.
 
         Args:
             dtype: of the layer's arrays; decides what ``wide`` is.
             arguments: the inputs, arrays or numbers, then all outputs or none; without them they are made here.
+            sizes: a number for each of the names.
 
         Returns:
             the output, or a tuple of them.
         """
         arrays = [argument for argument in arguments if hasattr(argument, "nbytes")]
-        wide = wide_dtype(dtype).name
+        xp = array_module(arrays[0])
+        wide = "float64" if wide_dtype(dtype) == np.float64 else "float32"
         idx = "uint32" if max(array.size for array in arrays) < SMALL else "uint64"
-        key = (array_module(arrays[0]), wide, idx)
+        numbers = tuple(sizes[name] for name in self.sizes)
+        constants = numbers if hasattr(xp, "RawKernel") else ()  # a stand-in's C++ compiler is too slow for that
+        key = (xp, wide, idx, constants)
         if key not in self._built:
             self._built[key] = self._build(*key)
+        if not constants:
+            first_output = self.inputs.count(",") + 1
+            arguments = (*arguments[:first_output], *numbers, *arguments[first_output:])
         return self._built[key](*arguments)
 
-    def _build(self, xp: ModuleType, wide: str, idx: str) -> Any:
+    def _build(self, xp: ModuleType, wide: str, idx: str, constants: tuple[int, ...]) -> Any:
+        body, inputs = self.body, self.inputs
+        if constants:
+            body = "".join(f"const idx {n} = {c};\n" for n, c in zip(self.sizes, constants, strict=True)) + body
+        else:
+            inputs = ", ".join([inputs, *(f"idx {name}" for name in self.sizes)])
         inputs, outputs = (
-            re.sub(r"\bidx\b", idx, re.sub(r"\bwide\b", wide, parameters)) for parameters in (self.inputs, self.outputs)
+            re.sub(r"\bidx\b", idx, re.sub(r"\bwide\b", wide, parameters)) for parameters in (inputs, self.outputs)
         )
         c_wide = {"float32": "float", "float64": "double"}[wide]
         c_idx = {"uint32": "unsigned int", "uint64": "unsigned long long"}[idx]
         preamble = f"typedef {c_wide} wide;\ntypedef {c_idx} idx;\n"
-        return xp.ElementwiseKernel(inputs, outputs, self.body, self.name, preamble=preamble)
+        return xp.ElementwiseKernel(inputs, outputs, body, self.name, preamble=preamble)
 
 
 # Time
@@ -117,7 +132,7 @@ def uploads(batches: Iterator[tuple[Array, Labels]], xp: ModuleType) -> Iterator
     if xp is np:
         yield from batches
         return
-    computing, copying = xp.cuda.get_current_stream(), xp.cuda.Stream(non_blocking=True)
+    computing, copying = xp.cuda.get_current_stream(), _copying_queue(xp, xp.cuda.Device().id)
 
     def send(x: Array) -> tuple[Array, Any]:
         copying.wait_event(computing.record())
@@ -130,3 +145,10 @@ def uploads(batches: Iterator[tuple[Array, Labels]], xp: ModuleType) -> Iterator
         (x, copied, labels), waiting = waiting, next(sent, None)  # the next one is sent before this one is used
         computing.wait_event(copied)
         yield x, labels
+
+
+@cache
+def _copying_queue(xp: ModuleType, device: int) -> Any:
+    """Return the queue for copies to a device, always the same: CuPy would keep the memory of one that is gone."""
+    with xp.cuda.Device(device):
+        return xp.cuda.Stream(non_blocking=True)

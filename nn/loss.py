@@ -12,7 +12,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nn.backend import Array, array_module, check_float
+from nn.gpu import Kernel, has_kernels
 from nn.module import Module
+
+# The target distribution as a GPU kernel
+TARGET = Kernel(
+    "raw L classes, idx k, wide true_share, wide any_share",
+    "T target",
+    "target = T(any_share + (classes[i / k] == i % k ? true_share : 0))",
+    "cross_entropy_target",
+)
 
 
 class CrossEntropyCache(NamedTuple):
@@ -70,8 +79,12 @@ def cross_entropy_forward(
         raise ValueError(f"expected label smoothing from 0 to below 1, got {label_smoothing}")
     xp = array_module(logits)
     classes = xp.asarray(check_labels(labels, n, k))  # (N,), on the device from here on
-    target = xp.full((n, k), label_smoothing / k, dtype=logits.dtype)
-    target[xp.arange(n), classes] += 1 - label_smoothing
+    if has_kernels(logits):
+        target = xp.empty((n, k), dtype=logits.dtype)
+        TARGET(logits.dtype, classes, k, 1 - label_smoothing, label_smoothing / k, target)
+    else:
+        target = xp.full((n, k), label_smoothing / k, dtype=logits.dtype)
+        target[xp.arange(n), classes] += 1 - label_smoothing
     shifted = logits - logits.max(axis=1, keepdims=True)  # (N, K) - (N, 1)
     exponentials = xp.exp(shifted)
     total = exponentials.sum(axis=1, keepdims=True)  # (N, 1)

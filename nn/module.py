@@ -214,7 +214,8 @@ class Module:
         With fixed statistics batch norm is y = scale · x + shift a channel, and a convolution can do that itself:
         scale its filters, shift its bias. The outputs are equal up to rounding; the module itself stays as it is.
         """
-        memo = {id(module._cache): None for _, module in self.named_modules()}  # what is kept for backward stays here
+        memo = {id(module._cache): None for _, module in self.named_modules()}  # what is for backward stays here
+        memo |= {id(parameter._grad): None for parameter in self.parameters()}
         fused = deepcopy(self, memo)
         for _, module in fused.named_modules():
             for convolution, norm in module.norms():

@@ -57,15 +57,20 @@ class Optimizer:
         if not (math.isfinite(lr) and lr >= 0):
             raise ValueError(f"expected a finite learning rate of 0 or more, got {lr}")
         self.steps += 1
+        unscale = None
         if scale is not None:
             scale.check(self.parameters.values())
+            unscale = scale.inverse, scale.finite
         for name, parameter in self.parameters.items():
-            self._step(name, parameter, float(lr), scale)
+            self._step(name, parameter, float(lr), unscale)
         if scale is not None:
             scale.update()
 
-    def _step(self, name: str, parameter: Parameter, lr: float, scale: LossScale | None) -> None:
-        """Change one parameter, slice by slice, or on a GPU all of it by one kernel."""
+    def _step(self, name: str, parameter: Parameter, lr: float, unscale: tuple[Array, Array] | None) -> None:
+        """Change one parameter, slice by slice, or on a GPU all of it by one kernel.
+
+        ``unscale`` has what to multiply the gradient by, and whether to change anything; None for 1 and yes.
+        """
         decay = self.weight_decay if self.decay_all or parameter.decay else 0.0
         xp = array_module(parameter.data)
         parameter.data = xp.asarray(parameter.data, order="C")  # so that the flat views below are views
@@ -73,20 +78,21 @@ class Optimizer:
         data, gradient = parameter.data.reshape(-1), parameter.grad.reshape(-1)
 
         if has_kernels(data):
-            wide = wide_dtype(data.dtype)
-            unscaled = (1.0, True) if scale is None else (scale.inverse.astype(wide, copy=False), scale.finite)
-            self.update_by_kernel(data, (gradient, decay, *unscaled), lr, *state)
+            inverse, finite = unscale or (1.0, True)
+            if unscale is not None:
+                inverse = unscale[0].astype(wide_dtype(data.dtype), copy=False)
+            self.update_by_kernel(data, (gradient, decay, inverse, finite), lr, *state)
             return
 
         def update(part: slice) -> None:
             decayed = xp.multiply(data[part], decay, out=scratch("decayed", data[part].shape, data.dtype, xp))
-            decayed += gradient[part] if scale is None else gradient[part] * scale.inverse
+            decayed += gradient[part] if unscale is None else gradient[part] * unscale[0]
             parts = [array[part] for array in (data, *state)]
-            before = None if scale is None else [array.copy() for array in parts]
+            before = None if unscale is None else [array.copy() for array in parts]
             self.update(parts[0], decayed, lr, *parts[1:])
-            if scale is not None and before is not None:
+            if unscale is not None and before is not None:
                 for array, old in zip(parts, before, strict=True):
-                    array[...] = xp.where(scale.finite, array, old)
+                    array[...] = xp.where(unscale[1], array, old)
 
         in_slices(update, data.size, data.itemsize, xp)
 

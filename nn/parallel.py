@@ -24,6 +24,7 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from nn.backend import Array, array_module
+from nn.gpu import wide_dtype
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
@@ -42,7 +43,7 @@ GPU_SLICE_BYTES = 256 * 2**20
 #: Share of the GPU's free memory that they may take at most.
 GPU_FREE_SHARE = 0.25
 #: Patches that a GPU has room for in any case: asking it how much is free would take longer than it is worth.
-GPU_UNASKED_BYTES = 32 * 2**20
+GPU_UNASKED_BYTES = 128 * 2**20
 
 # Threads
 
@@ -265,7 +266,8 @@ def slice_bytes(xp: ModuleType, wanted: int) -> int:
         return wanted
     free, _ = xp.cuda.runtime.memGetInfo()
     pooled = xp.get_default_memory_pool().free_bytes()  # freed by us, kept by CuPy for the next request
-    return min(GPU_SLICE_BYTES, int(GPU_FREE_SHARE * (free + pooled)))
+    share = int(GPU_FREE_SHARE * (free + pooled))
+    return min(GPU_SLICE_BYTES, 2 ** (share.bit_length() - 1))  # a power of two: the same in two runs, as a rule
 
 
 # Convolutions
@@ -294,7 +296,7 @@ def in_parts(work: Callable[[slice, slice], Any], y: Array, bytes_each: int, lea
         least: as :func:`slices`.
 
     Returns:
-        what ``work`` returned, added up over the pictures, (any, F).
+        what ``work`` returned, added up over the pictures, (any, F); float32 for float16.
     """
     (n, oh, ow, f), xp = y.shape, array_module(y)
     most = workers(n * bytes_each, xp)
@@ -308,8 +310,10 @@ def in_parts(work: Callable[[slice, slice], Any], y: Array, bytes_each: int, lea
         total = None
         for few in slices(part[0], bytes_each, xp, least):
             found = work(few, part[1])
+            if found is None:
+                continue
             if total is None:
-                total = found
+                total = found.astype(wide_dtype(found.dtype), copy=False)  # sums of float16 are float32
             else:
                 total += found
         return total

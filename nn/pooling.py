@@ -73,20 +73,22 @@ def max_pool2d_forward(
         raise ValueError(f"expected pictures at least as large as the window {kh}×{kw}, got {h}×{w}")
     xp, windows = array_module(x), list(taps(kernel, stride, (oh, ow)))
     y = xp.empty((n, oh, ow, c), dtype=x.dtype)
-    winner = xp.zeros(y.shape, dtype="uint8" if len(windows) <= 256 else "uint16") if needs_winner else None
+    winner = xp.empty(y.shape, dtype="uint8" if len(windows) <= 256 else "uint16") if needs_winner else None
 
     if has_kernels(x):
-        sizes = (h, w, c, kh, kw, oh, ow, sh, sw, ph, pw)
+        sizes = dict(zip(SIZES, (h, w, c, kh, kw, oh, ow, sh, sw, ph, pw), strict=True))
         if winner is None:
-            MAX_POOL(x.dtype, x, *sizes, -math.inf, y)
+            MAX_POOL(x.dtype, x, -math.inf, y, **sizes)
             return y, None
-        MAX_POOL_WINNER(x.dtype, x, *sizes, -math.inf, y, winner)
+        MAX_POOL_WINNER(x.dtype, x, -math.inf, y, winner, **sizes)
         return y, MaxPoolCache(winner, x.shape, kernel, stride, padding)
 
     def of_slice(few: slice) -> None:
         padded = framed(x[few], padding, -xp.inf)  # (n, H + 2·PH, W + 2·PW, C)
         largest = y[few]  # (n, OH, OW, C)
         largest[...] = padded[windows[0]]
+        if winner is not None:
+            winner[few] = 0
         for number, tap in enumerate(windows[1:], start=1):
             if winner is not None:
                 better = (padded[tap] > largest).astype(winner.dtype)
@@ -104,7 +106,8 @@ def max_pool2d_backward(dy: Array, cache: MaxPoolCache) -> Array:
     xp = array_module(dy)
     dx = xp.empty((n, h, w, c), dtype=dy.dtype)
     if has_kernels(dy):
-        MAX_POOL_BACKWARD(dy.dtype, dy, winner, h, w, c, *kernel, *dy.shape[1:3], *stride, ph, pw, dx)
+        sizes = (h, w, c, *kernel, *dy.shape[1:3], *stride, ph, pw)
+        MAX_POOL_BACKWARD(dy.dtype, dy, winner, dx, **dict(zip(SIZES, sizes, strict=True)))
         return dx
 
     def of_slice(few: slice) -> None:
@@ -201,7 +204,7 @@ class GlobalAvgPool2d(Module):
 
 # Max pooling on a GPU: each output looks at its window, each input at the windows that saw it; nothing is scattered
 
-SIZES = ", ".join(f"idx {name}" for name in ("h", "w", "c", "kh", "kw", "oh", "ow", "sh", "sw", "ph", "pw"))
+SIZES = ("h", "w", "c", "kh", "kw", "oh", "ow", "sh", "sw", "ph", "pw")
 
 _LARGEST = """
     idx at = i;                                             // place in (N, OH, OW, C), taken apart from behind
@@ -222,12 +225,12 @@ _LARGEST = """
     y = best;
 """
 
-MAX_POOL = Kernel(f"raw T x, {SIZES}, T lowest", "T y", _LARGEST, "max_pool")
+MAX_POOL = Kernel("raw T x, T lowest", "T y", _LARGEST, "max_pool", SIZES)
 MAX_POOL_WINNER = Kernel(
-    f"raw T x, {SIZES}, T lowest", "T y, W winner", _LARGEST + "    winner = tap;\n", "max_pool_winner"
+    "raw T x, T lowest", "T y, W winner", _LARGEST + "    winner = tap;\n", "max_pool_winner", SIZES
 )
 MAX_POOL_BACKWARD = Kernel(
-    f"raw T dy, raw W winner, {SIZES}",
+    "raw T dy, raw W winner",
     "T dx",
     """
     idx at = i;                                             // place in (N, H, W, C)
@@ -248,4 +251,5 @@ MAX_POOL_BACKWARD = Kernel(
     dx = T(sum);
     """,
     "max_pool_backward",
+    SIZES,
 )

@@ -71,6 +71,10 @@ def _on_cpu(model: ResNet) -> ResNet:
     return copy.deepcopy(model, memo)
 
 
+class OutOfMemoryError(MemoryError):
+    """The message says what was wanted and what to do."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether memory ran out: CuPy's pool and NumPy say so by MemoryError, CUDA's libraries in words."""
     words = str(error)
@@ -82,14 +86,16 @@ def memory_errors_explained(model: ResNet, shape: tuple[int, ...], precision: st
     """Turn running out of memory within it into an error that says what was wanted and what to do.
 
     Raises:
-        MemoryError: batch size, what a step needs, what there is, and the options that lower it.
+        OutOfMemoryError: batch size, what a step needs, what there is, and the options that lower it.
     """
     try:
         yield
+    except OutOfMemoryError:
+        raise
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        raise MemoryError(_explanation(model, shape, precision)) from error
+        raise OutOfMemoryError(_explanation(model, shape, precision)) from error
 
 
 def _explanation(model: ResNet, shape: tuple[int, ...], precision: str) -> str:

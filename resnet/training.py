@@ -92,7 +92,7 @@ class Trainer:
             the mean loss and the number of right answers before the step, 0-d arrays on the device.
 
         Raises:
-            MemoryError: not enough of it; says what it would need and what lowers that.
+            OutOfMemoryError: not enough memory; says what it would need and what lowers that.
         """
         xp = array_module(self.model.fc.weight.data)
         self.model.zero_grad()
@@ -360,7 +360,11 @@ def _train_epoch(training: Training, epoch: int, bar: Any) -> Meter:
     meter = Meter(trainer.steps)
     training.model.train()
     last_reading = time.perf_counter()
-    with closing(prefetch(training.batches.epoch(epoch - 1))) as batches:
+    config, (height, width, channels) = training.config, training.train_faces.pictures.shape[1:]
+    with (
+        memory_errors_explained(training.model, (config.batch_size, height, width, channels), config.precision),
+        closing(prefetch(training.batches.epoch(epoch - 1))) as batches,
+    ):
         for x, labels in uploads(batches, load_backend(training.backend)):
             learning_rate = trainer.learning_rate
             loss, right = trainer.step(x, labels)

@@ -130,6 +130,7 @@ class Gate:
         self.host_syncs: list[str] = []
         self.waits = 0
         self.memory = Memory()
+        self.compute_types: dict[np.dtype[Any], int] = {}  # how matrix products calculate, by dtype
         self.array_type: type[Array] = bound(Array, "ndarray", "cupy", self)
         self._owners: weakref.WeakValueDictionary[int, Array] = weakref.WeakValueDictionary()
 
@@ -194,6 +195,8 @@ class Gate:
         host_args, host_kwargs = self.unwrap(args, met), self.unwrap(kwargs, met)
         if function is np.matmul and all(array.dtype == np.float16 for array in host_args[:2]):
             function = half_product
+        if function is np.matmul and self.compute_types.get(np.dtype(np.float32)) == COMPUTE_TYPE_TF32:
+            host_args = tuple(as_tf32(array) if array.dtype == np.float32 else array for array in host_args)
         return self.wrap(function(*host_args, **host_kwargs), met)
 
     def upload(self, value: Any, dtype: Any = None, order: str | None = None, ndmin: int = 0) -> Array:
@@ -223,6 +226,12 @@ def half_product(a: NDArray[Any], b: NDArray[Any], out: NDArray[Any] | None = No
         return product.astype(np.float16)
     out[...] = product
     return out
+
+
+def as_tf32(array: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Round to the 10 bits behind the binary point that a tensor core looks at."""
+    bits = np.ascontiguousarray(array).view(np.uint32)
+    return ((bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
 
 
 def bound(cls: type, name: str, module: str, gate: Gate) -> Any:
@@ -679,7 +688,6 @@ def _cuda(gate: Gate) -> Namespace:
 
 def _core(gate: Gate) -> Namespace:
     """Return cupy._core as far as it decides how a matrix product calculates."""
-    chosen: dict[np.dtype[Any], int] = {}
 
     def checked(dtype: Any) -> np.dtype[Any]:
         found = np.dtype(dtype)
@@ -688,10 +696,10 @@ def _core(gate: Gate) -> Namespace:
         return found
 
     def get_compute_type(dtype: Any) -> int:
-        return chosen.get(checked(dtype), COMPUTE_TYPE_DEFAULT)
+        return gate.compute_types.get(checked(dtype), COMPUTE_TYPE_DEFAULT)
 
     def set_compute_type(dtype: Any, compute_type: int) -> None:
-        chosen[checked(dtype)] = compute_type
+        gate.compute_types[checked(dtype)] = compute_type
 
     both: dict[str, Any] = {"get_compute_type": get_compute_type, "set_compute_type": set_compute_type}
     linalg = Namespace(
@@ -772,7 +780,7 @@ def build(kernels: bool = False) -> ModuleType:
 
 
 def _ours(name: str) -> bool:
-    return name == "cupy" or name.startswith("cupy.")
+    return name.split(".")[0] in ("cupy", "cupyx")
 
 
 @contextlib.contextmanager
@@ -781,7 +789,9 @@ def installed(kernels: bool = False) -> Iterator[ModuleType]:
     before = {name: module for name, module in sys.modules.items() if _ours(name)}
     module = build(kernels)
     try:
-        _replace({"cupy": module, **dict(_submodules(module))})
+        extension = ModuleType("cupyx")
+        vars(extension)["empty_pinned"] = np.empty  # memory of the host, from which copies need not be waited for
+        _replace({"cupy": module, "cupyx": extension, **dict(_submodules(module))})
         yield module
     finally:
         _replace(before)

@@ -15,8 +15,9 @@ from test_layers import LAYERS, prepare
 from tiny import quick, write_people
 
 import train
-from nn import SGD, Adam, Conv2d, Parameter, Sequential
+from nn import SGD, Adam, Conv2d, MaxPool2d, Parameter, Sequential
 from nn.backend import to_numpy
+from nn.conv import conv2d_backward, conv2d_forward
 from nn.gpu import mark, seconds_between, uploads
 from nn.parallel import GPU_SLICE_BYTES
 from nn.precision import LossScale
@@ -117,6 +118,24 @@ def test_the_first_convolution_gets_channels_of_zeros_and_nobody_sees_them(xp, r
         assert_close(to_numpy(one), truth)
 
 
+def test_sizes_may_be_constants_of_the_kernel(rng, monkeypatch):
+    """As CuPy has them: the stand-in is told so only here, as its compiler needs longer."""
+    layer = Sequential(Conv2d(3, 4, (3, 2), 2, 1, rng=rng), MaxPool2d(3, 2, 1))
+    x = normal(rng, (2, 13, 12, 3), np.float32)
+    dy = normal(rng, layer(x).shape, np.float32)
+    expected = layer.backward(dy)
+    with devices.on("kernels") as xp:
+        texts = []
+        build = xp.ElementwiseKernel
+        monkeypatch.setattr(xp, "RawKernel", object, raising=False)
+        monkeypatch.setattr(xp, "ElementwiseKernel", lambda *a, **k: (texts.append(a), build(*a, **k))[1])
+        layer.to("cupy")(xp.asarray(x))
+        assert_close(layer.backward(xp.asarray(dy)).get(), expected)
+    im2col = next(text for text in texts if text[3] == "im2col")
+    assert im2col[0] == "raw T x"
+    assert "const idx h = 13;\nconst idx w = 12;\n" in im2col[2]
+
+
 def test_patches_of_a_large_batch_are_cut_in_slices(stand_in, rng, monkeypatch):
     """A step of convolution may take a share of the free memory for patches, and not more."""
     layer = Conv2d(4, 4, 3, padding=1, bias=False, rng=rng).to("cupy")
@@ -130,6 +149,22 @@ def test_patches_of_a_large_batch_are_cut_in_slices(stand_in, rng, monkeypatch):
     np.testing.assert_allclose(layer(x).get(), reference, rtol=1e-5, atol=1e-5)
     assert stand_in.memory.peak <= stand_in.memory.limit
     assert whole < GPU_SLICE_BYTES  # it was the free memory that decided
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_float16_gradients_of_slices_are_added_up_in_float32(device, rng, monkeypatch):
+    """Nine slices of 30,000 each are more than float16 can hold."""
+    x, dy = np.full((9, 10, 10, 8), 300.0, np.float16), np.ones((9, 10, 10, 8), np.float16)
+    weight = normal(rng, (1, 1, 8, 8), np.float16)
+    monkeypatch.setattr("nn.parallel.GPU_SLICE_BYTES", 1)
+    monkeypatch.setattr("nn.parallel.GPU_UNASKED_BYTES", 0)
+    monkeypatch.setattr("nn.parallel.CPU_SLICE_BYTES", 1)
+    with devices.on(device) as xp:
+        _, cache = conv2d_forward(xp.asarray(x), xp.asarray(weight))
+        _, dweight, _ = conv2d_backward(xp.asarray(dy), cache)
+        found = to_numpy(dweight)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, 9 * 30_000, rtol=1e-3)
 
 
 # Optimisers
@@ -358,6 +393,16 @@ def test_the_two_queues_of_uploads_wait_for_each_other(stand_in, monkeypatch):
     assert len({id(event) for _, event in waits}) == 4
 
 
+def test_all_uploads_to_a_device_go_through_one_queue(stand_in, monkeypatch):
+    """CuPy keeps the memory of a queue that is gone."""
+    made = []
+    stream = stand_in.cuda.Stream
+    monkeypatch.setattr(stand_in.cuda, "Stream", lambda **options: (made.append(options), stream(**options))[1])
+    for _ in range(3):
+        list(uploads(iter([(np.ones(3, np.float32), "a")]), stand_in))
+    assert made == [{"non_blocking": True}]  # which does not wait for the computing one by itself
+
+
 def test_the_memory_of_the_device_is_watched(stand_in):
     before = stand_in.zeros(1000, np.uint8)
     with watch_memory(stand_in) as memory:
@@ -390,6 +435,17 @@ def test_out_of_memory_names_batch_need_and_options(stand_in):
         trainer.step(x, labels)
     for words in ("0.0 GB", "--batch-size (about ", "--image-size", "--precision float16", "--arch"):
         assert words in str(caught.value)
+
+
+def test_out_of_memory_ends_the_command_with_one_line(stand_in, tmp_path, capsys):
+    people = write_people(tmp_path / "people")
+    stand_in.memory.limit = 3_500_000  # the network fits, its training does not
+    assert train.main(quick(people, tmp_path / "run", backend="cupy")) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(
+        "error: out of memory: a training step of 6 pictures of 16x16 in float32 needs about 0.0 GB"
+    )
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])

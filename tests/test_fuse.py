@@ -64,6 +64,7 @@ def test_the_model_itself_stays_as_it_is_and_can_go_on_training(rng):
         np.testing.assert_array_equal(array, before[name])
     assert model.training
     model.backward(np.ones((3, 3), np.float32))  # what it had kept is still there
+    assert all(parameter._grad is None for parameter in model.fuse().parameters())  # gradients are not copied
     assert not fused.training
     fused(x)
     assert all(module.kept() is None for _, module in fused.named_modules())

@@ -81,11 +81,16 @@ def _copies(xp: Any) -> None:
 
 
 def _precise(precision: str, xp: Any) -> None:
+    """Whether a matrix product is as exact as it should be, and with TF32 not more exact: then it was not TF32."""
     check_precision(precision, xp)
+    a, b = np.random.default_rng(0).standard_normal((2, 512, 512))
     dtype = np.float16 if precision == "float16" else np.float32
-    third = xp.full((64, 64), 1 / 3, dtype)
     with matrix_products(precision, xp):
-        _expect(float((third @ third)[5, 6]), 64 / 9, 1e-2)
+        product = (xp.asarray(a.astype(dtype)) @ xp.asarray(b.astype(dtype))).get()
+    error = float(np.abs(product - a @ b).max() / np.sqrt(512))  # relative to the size of a number of the product
+    least, most = {"float32": (0.0, 1e-5), "tf32": (1e-5, 1e-2), "float16": (1e-5, 1e-2)}[precision]
+    if not least <= error <= most:
+        raise ValueError(f"expected an error of {least:g} to {most:g} in a matrix product, got {error:.1e}")
 
 
 def main() -> int:
