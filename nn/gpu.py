@@ -20,7 +20,7 @@ from nn.backend import Array, array_module
 
 Labels = TypeVar("Labels")
 
-#: Up to so many numbers an array's places fit in 32 bits, whose division takes a GPU a fraction of that of 64.
+#: From so many numbers on an array's places need 64 bits, whose division takes a GPU several times as long.
 SMALL = 2**31
 
 # Kernels

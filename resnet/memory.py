@@ -102,7 +102,7 @@ def _explanation(model: ResNet, shape: tuple[int, ...], precision: str) -> str:
     batch, height, width, _ = shape
     need, xp = step_need(model, max(height, width), precision), array_module(model.fc.weight.data)
     lines = f"out of memory: a training step of {batch} pictures of {height}x{width} in {precision} needs about "
-    lines += f"{need.of(batch) / 1e9:.1f} GB"
+    lines += _readable(need.of(batch))
     if xp.__name__ != "cupy":
         return f"{lines}. Lower --batch-size or --image-size, or take a smaller --arch"
     pool = xp.get_default_memory_pool()
@@ -110,6 +110,10 @@ def _explanation(model: ResNet, shape: tuple[int, ...], precision: str) -> str:
     available = free + pool.total_bytes()
     half = "" if precision == "float16" else ", try --precision float16 (pictures and activations take half)"
     return (
-        f"{lines}, the GPU has {available / 1e9:.1f} of {total / 1e9:.1f} GB for it. Lower --batch-size (about "
+        f"{lines}, the GPU has {_readable(available)} of {_readable(total)} for it. Lower --batch-size (about "
         f"{need.fits(available)} should fit) or --image-size{half}, or take a smaller --arch"
     )
+
+
+def _readable(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"

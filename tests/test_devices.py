@@ -16,11 +16,11 @@ from tiny import quick, write_people
 
 import train
 from nn import SGD, Adam, Conv2d, MaxPool2d, Parameter, Sequential
-from nn.backend import to_numpy
+from nn.backend import BackendError, to_numpy
 from nn.conv import conv2d_backward, conv2d_forward
 from nn.gpu import mark, seconds_between, uploads
 from nn.parallel import GPU_SLICE_BYTES
-from nn.precision import LossScale
+from nn.precision import LossScale, check_precision
 from nn.profile import watch_memory
 from resnet.blocks import BasicBlock
 from resnet.config import TrainingConfig
@@ -356,6 +356,38 @@ def test_tf32_is_on_within_a_step_and_float32_means_float32(stand_in, monkeypatc
     assert core.get_compute_type("float32") == kinds.COMPUTE_TYPE_DEFAULT
 
 
+@pytest.mark.parametrize("precision", ["tf32", "float16"])
+def test_tensor_cores_are_not_to_be_had_on_the_cpu(precision, tmp_path, capsys):
+    options = quick(write_people(tmp_path / "people"), tmp_path / "run", precision=precision)
+    assert train.main(options) == 1
+    assert f"error: --precision {precision} is for the tensor cores of an NVIDIA GPU" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("precision", "has", "needs"), [("tf32", "75", "8.0"), ("float16", "61", "7.0")])
+def test_a_gpu_without_tensor_cores_is_named(precision, has, needs, stand_in):
+    check_precision("float32", stand_in)
+    check_precision(precision, stand_in)  # the stand-in says 9.0
+    stand_in.cuda.Device.compute_capability = has
+    with pytest.raises(
+        BackendError, match=f"needs a GPU of compute capability {needs}, this one has {has[0]}.{has[1]}"
+    ):
+        check_precision(precision, stand_in)
+    check_precision("float32", stand_in)
+
+
+def test_an_unknown_precision_is_named(stand_in):
+    with pytest.raises(ValueError, match="float32, tf32, float16, got 'half'"):
+        check_precision("half", stand_in)
+
+
+def test_the_precision_stands_in_the_config(stand_in, tmp_path):
+    people = write_people(tmp_path / "people")
+    assert train.main(quick(people, tmp_path / "run", backend="cupy", precision="float16", epochs=1)) == 0
+    facts = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert facts["settings"]["precision"] == "float16"
+
+
 # Copies, time, memory
 
 
@@ -433,7 +465,7 @@ def test_out_of_memory_names_batch_need_and_options(stand_in):
     stand_in.memory.limit = stand_in.memory.used + 4_000_000
     with pytest.raises(MemoryError, match=r"a training step of 32 pictures of 64x64 in float32 needs about") as caught:
         trainer.step(x, labels)
-    for words in ("0.0 GB", "--batch-size (about ", "--image-size", "--precision float16", "--arch"):
+    for words in (" MB, the GPU has ", "--batch-size (about ", "--image-size", "--precision float16", "--arch"):
         assert words in str(caught.value)
 
 
@@ -442,9 +474,7 @@ def test_out_of_memory_ends_the_command_with_one_line(stand_in, tmp_path, capsys
     stand_in.memory.limit = 3_500_000  # the network fits, its training does not
     assert train.main(quick(people, tmp_path / "run", backend="cupy")) == 1
     error = capsys.readouterr().err
-    assert error.startswith(
-        "error: out of memory: a training step of 6 pictures of 16x16 in float32 needs about 0.0 GB"
-    )
+    assert error.startswith("error: out of memory: a training step of 6 pictures of 16x16 in float32 needs about ")
     assert error.count("\n") == 1
 
 

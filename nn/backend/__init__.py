@@ -188,9 +188,3 @@ def to_numpy(x: Array) -> NDArray[Any]:
         return np.asarray(x)
     host: NDArray[Any] = x.get()  # type: ignore[attr-defined]
     return host
-
-
-def synchronize(xp: ModuleType) -> None:
-    """Wait until the device has done all that was asked of it; NumPy is never behind."""
-    if xp.__name__ == "cupy":
-        xp.cuda.get_current_stream().synchronize()
