@@ -334,9 +334,9 @@ def gpu_sums(kernel: Kernel, outputs: int, matrix: Array, *others: Array) -> Arr
     """Add up columns by a kernel, groups of rows first and then the groups: (M, C) -> (outputs, C) in float64."""
     (m, c), xp = matrix.shape, array_module(matrix)
     groups = max(1, min(THREADS // c, m // (4 * UNROLLED)))
-    partial = xp.empty((outputs, groups, c), wide_dtype(matrix.dtype))
-    kernel(matrix.dtype, matrix, *others, m, c, groups, *partial)
-    return partial.sum(axis=1, dtype=np.float64)  # (outputs, groups, C) -> (outputs, C)
+    partial = xp.empty((outputs, c, groups), wide_dtype(matrix.dtype))  # what is added up next lies side by side
+    kernel(matrix.dtype, matrix, *others, m, c, groups, *partial.transpose(0, 2, 1))  # outputs arrays (groups, C)
+    return partial.sum(axis=2, dtype=np.float64)  # (outputs, C, groups) -> (outputs, C)
 
 
 def gpu_forward(x: Array, gamma: Array, beta: Array, eps: float) -> tuple[Array, BatchNormCache, Array, Array]:
