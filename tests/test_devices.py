@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import devices
 import numpy as np
 import pytest
-from conftest import arrays_of, assert_close, normal
+from conftest import arrays_of, assert_close, normal, with_holes
 from devices import DEVICES, STAND_INS
 from test_layers import LAYERS, prepare
 from tiny import quick, write_people
@@ -72,6 +72,23 @@ def test_a_layer_computes_what_it_computes_on_the_cpu(name, dtype, state, xp):
         assert actual.dtype == truth.dtype
     for array, original in zip([*moved[0], moved[1]], [*inputs, upstream], strict=True):
         np.testing.assert_array_equal(array.get(), original)  # only read
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_memory_layout_is_without_influence(name, xp):
+    """Views with holes between their numbers, and NaN in the holes."""
+    layer, inputs, upstream = prepare(name, np.float32)
+    expected = results(layer, inputs, upstream, "train")
+    there = prepare(name, np.float32).layer.to("cupy")
+    for actual, truth in zip(
+        results(there, [holey(x, xp) for x in inputs], holey(upstream, xp), "train"), expected, strict=True
+    ):
+        assert_close(actual, truth, scale=10.0)
+
+
+def holey(array: np.ndarray, xp):
+    """Return the same numbers on the device, every second one along each axis of an array twice as long."""
+    return xp.asarray(with_holes(array).base)[(..., *[slice(None, None, 2)] * array.ndim)]
 
 
 @pytest.mark.parametrize("name", LAYERS)
