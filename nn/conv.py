@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nn.backend import Array, array_module, check_float, checked_upstream
-from nn.gpu import Kernel, has_kernels
+from nn.gpu import WINDOW_SIZES, Kernel, gather, has_kernels, window_sizes
 from nn.init import he_normal, uniform_fan_in
 from nn.module import Module, Parameter, pair
 from nn.parallel import contiguous, in_batch_slices, in_parts, in_threads, shares, workers
@@ -115,7 +115,7 @@ def conv2d_backward(dy: Array, cache: ConvCache, needs_dx: bool = True) -> tuple
     """Turn ``dy`` (N, OH, OW, F) into dx (N, H, W, C), dweight (KH, KW, C, F) and dbias (F,), None without a bias.
 
     From Y = cols @ W follows dW = colsᵀ @ dY; for dx see :func:`input_gradient`. Without ``needs_dx`` (the first layer
-    of a training has no use for it) dx is None.
+    of a training has no use for it) dx is None. For float16, dweight is float32, in which slices are added up.
     """
     x, weight, has_bias, stride, padding = cache
     dy = checked_upstream(dy, output_shape(x, weight, stride, padding), x.dtype)
@@ -319,8 +319,6 @@ class Conv2d(Module):
 
 # im2col and col2im on a GPU, each as one kernel
 
-SIZES = ("h", "w", "c", "kh", "kw", "oh", "ow", "sh", "sw", "ph", "pw")
-
 IM2COL = Kernel(
     "raw T x",
     "T cols",
@@ -334,31 +332,15 @@ IM2COL = Kernel(
     cols = down < h && across < w ? x[((at * h + down) * w + across) * c + channel] : T(0);
     """,
     "im2col",
-    SIZES,
+    WINDOW_SIZES,
 )
 
 COL2IM = Kernel(
     "raw T dcols",
     "T dx",
-    """
-    idx at = i;                                             // place in (N, H, W, C)
-    const idx channel = at % c;                             at /= c;
-    const idx across = at % w + pw;                         at /= w;    // place in the padded picture
-    const idx down = at % h + ph;                           at /= h;    // what is left of at is the picture
-    wide sum = 0;
-    for (idx row = 0; row < kh; ++row) {                    // taps that saw this place: gathered, nothing is scattered
-        const idx p = (down - row) / sh;
-        if (down < row || (down - row) % sh || p >= oh) continue;
-        for (idx column = 0; column < kw; ++column) {
-            const idx q = (across - column) / sw;
-            if (across < column || (across - column) % sw || q >= ow) continue;
-            sum += wide(dcols[((((at * oh + p) * ow + q) * kh + row) * kw + column) * c + channel]);
-        }
-    }
-    dx = T(sum);
-    """,
+    gather("sum += wide(dcols[((((at * oh + p) * ow + q) * kh + row) * kw + column) * c + channel]);"),
     "col2im",
-    SIZES,
+    WINDOW_SIZES,
 )
 
 
@@ -378,9 +360,8 @@ def patches(x: Array, kernel: tuple[int, int], stride: tuple[int, int], padding:
         kind for kind in ("complex128", "uint64", "uint32", "uint16") if bytes_a_place % np.dtype(kind).itemsize == 0
     )
     cols = xp.empty((n * oh * ow, kh * kw * c), dtype=x.dtype)
-    sizes = (h, w, bytes_a_place // np.dtype(item).itemsize, kh, kw, oh, ow, *stride, *padding)
-    named = dict(zip(SIZES, sizes, strict=True))
-    IM2COL(x.dtype, xp.ascontiguousarray(x).view(item), cols.view(item), **named)
+    items = xp.ascontiguousarray(x).view(item)  # (N, H, W, C) -> (N, H, W, items a place)
+    IM2COL(x.dtype, items, cols.view(item), **window_sizes(items.shape, kernel, (oh, ow), stride, padding))
     return cols
 
 
@@ -388,10 +369,9 @@ def unpatched(dcols: Array, shape: tuple[int, ...], stride: tuple[int, int], pad
     """Return what :func:`col2im` does, on a GPU by one kernel; its sums have a fixed order, so two runs are equal."""
     if not has_kernels(dcols):
         return col2im(dcols, shape, stride, padding)
-    (_, oh, ow, kh, kw, c), (_, h, w, _) = dcols.shape, shape
+    _, oh, ow, kh, kw, _ = dcols.shape
     dx = array_module(dcols).empty(shape, dtype=dcols.dtype)
-    sizes = (h, w, c, kh, kw, oh, ow, *stride, *padding)
-    COL2IM(dx.dtype, dcols, dx, **dict(zip(SIZES, sizes, strict=True)))
+    COL2IM(dx.dtype, dcols, dx, **window_sizes(shape, (kh, kw), (oh, ow), stride, padding))
     return dx
 
 

@@ -101,6 +101,43 @@ class Kernel:
         return xp.ElementwiseKernel(inputs, outputs, body, self.name, preamble=preamble)
 
 
+# Kernels over windows, for convolution and pooling
+
+#: Picture, channels, window, places, stride, padding.
+WINDOW_SIZES = ("h", "w", "c", "kh", "kw", "oh", "ow", "sh", "sw", "ph", "pw")
+
+
+def window_sizes(shape: tuple[int, ...], *pairs: tuple[int, ...]) -> dict[str, int]:
+    """Return the sizes by name, from the pictures' (N, H, W, C) and the pairs window, places, stride, padding."""
+    return dict(zip(WINDOW_SIZES, (*shape[1:], *(number for pair in pairs for number in pair)), strict=True))
+
+
+def gather(term: str) -> str:
+    """Return the body of a kernel in which each place (N, H, W, C) of ``dx`` adds up over the windows that saw it.
+
+    Args:
+        term: C for what is added to ``sum``; the window is at (p, q) of picture ``at``, and saw the place at its tap
+            (row, column). Each place collects its own, in a fixed order, so nothing is scattered by atomics.
+    """
+    return f"""
+    idx at = i;                                             // place in (N, H, W, C), taken apart from behind
+    const idx channel = at % c;                             at /= c;
+    const idx across = at % w + pw;                         at /= w;    // place in the padded picture
+    const idx down = at % h + ph;                           at /= h;    // what is left of at is the picture
+    wide sum = 0;
+    for (idx row = 0; row < kh; ++row) {{
+        const idx p = (down - row) / sh;
+        if (down < row || (down - row) % sh || p >= oh) continue;
+        for (idx column = 0; column < kw; ++column) {{
+            const idx q = (across - column) / sw;
+            if (across < column || (across - column) % sw || q >= ow) continue;
+            {term}
+        }}
+    }}
+    dx = T(sum);
+    """
+
+
 # Time
 
 

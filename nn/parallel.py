@@ -267,7 +267,9 @@ def slice_bytes(xp: ModuleType, wanted: int) -> int:
     free, _ = xp.cuda.runtime.memGetInfo()
     pooled = xp.get_default_memory_pool().free_bytes()  # freed by us, kept by CuPy for the next request
     share = int(GPU_FREE_SHARE * (free + pooled))
-    return min(GPU_SLICE_BYTES, 2 ** (share.bit_length() - 1))  # a power of two: the same in two runs, as a rule
+    return min(
+        GPU_SLICE_BYTES, 2 ** (max(1, share).bit_length() - 1)
+    )  # a power of two: the same in two runs, as a rule
 
 
 # Convolutions

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from nn.backend import Array, array_module, check_float, checked_upstream
-from nn.gpu import Kernel, has_kernels
+from nn.gpu import WINDOW_SIZES, Kernel, gather, has_kernels, window_sizes
 from nn.module import Module, pair
 from nn.parallel import in_slices, scratch
 
@@ -76,7 +76,7 @@ def max_pool2d_forward(
     winner = xp.empty(y.shape, dtype="uint8" if len(windows) <= 256 else "uint16") if needs_winner else None
 
     if has_kernels(x):
-        sizes = dict(zip(SIZES, (h, w, c, kh, kw, oh, ow, sh, sw, ph, pw), strict=True))
+        sizes = window_sizes(x.shape, kernel, (oh, ow), stride, padding)
         if winner is None:
             MAX_POOL(x.dtype, x, -math.inf, y, **sizes)
             return y, None
@@ -106,8 +106,8 @@ def max_pool2d_backward(dy: Array, cache: MaxPoolCache) -> Array:
     xp = array_module(dy)
     dx = xp.empty((n, h, w, c), dtype=dy.dtype)
     if has_kernels(dy):
-        sizes = (h, w, c, *kernel, *dy.shape[1:3], *stride, ph, pw)
-        MAX_POOL_BACKWARD(dy.dtype, dy, winner, dx, **dict(zip(SIZES, sizes, strict=True)))
+        sizes = window_sizes(cache.x_shape, kernel, dy.shape[1:3], stride, (ph, pw))
+        MAX_POOL_BACKWARD(dy.dtype, dy, winner, dx, **sizes)
         return dx
 
     def of_slice(few: slice) -> None:
@@ -204,13 +204,11 @@ class GlobalAvgPool2d(Module):
 
 # Max pooling on a GPU: each output looks at its window, each input at the windows that saw it; nothing is scattered
 
-SIZES = ("h", "w", "c", "kh", "kw", "oh", "ow", "sh", "sw", "ph", "pw")
-
 _LARGEST = """
     idx at = i;                                             // place in (N, OH, OW, C), taken apart from behind
     const idx channel = at % c;                             at /= c;
-    const idx left = at % ow * sw - pw;                     at /= ow;   // first place of the window; before the edge
-    const idx top = at % oh * sh - ph;                      at /= oh;   // it is huge; what is left is the picture
+    const idx left = at % ow * sw - pw;                     at /= ow;   // where the window begins in x; huge if before
+    const idx top = at % oh * sh - ph;                      at /= oh;   // what is left of at is the picture
     T best = lowest;
     idx tap = 0;
     for (idx row = 0; row < kh; ++row) {
@@ -225,31 +223,17 @@ _LARGEST = """
     y = best;
 """
 
-MAX_POOL = Kernel("raw T x, T lowest", "T y", _LARGEST, "max_pool", SIZES)
+MAX_POOL = Kernel("raw T x, T lowest", "T y", _LARGEST, "max_pool", WINDOW_SIZES)
 MAX_POOL_WINNER = Kernel(
-    "raw T x, T lowest", "T y, W winner", _LARGEST + "    winner = tap;\n", "max_pool_winner", SIZES
+    "raw T x, T lowest", "T y, W winner", _LARGEST + "    winner = tap;\n", "max_pool_winner", WINDOW_SIZES
 )
 MAX_POOL_BACKWARD = Kernel(
     "raw T dy, raw W winner",
     "T dx",
-    """
-    idx at = i;                                             // place in (N, H, W, C)
-    const idx channel = at % c;                             at /= c;
-    const idx across = at % w + pw;                         at /= w;    // place in the padded picture
-    const idx down = at % h + ph;                           at /= h;    // what is left of at is the picture
-    wide sum = 0;
-    for (idx row = 0; row < kh; ++row) {
-        const idx p = (down - row) / sh;
-        if (down < row || (down - row) % sh || p >= oh) continue;
-        for (idx column = 0; column < kw; ++column) {
-            const idx q = (across - column) / sw;
-            if (across < column || (across - column) % sw || q >= ow) continue;
+    gather("""
             const idx window = ((at * oh + p) * ow + q) * c + channel;
             if (winner[window] == row * kw + column) sum += wide(dy[window]);
-        }
-    }
-    dx = T(sum);
-    """,
+    """),
     "max_pool_backward",
-    SIZES,
+    WINDOW_SIZES,
 )

@@ -62,7 +62,7 @@ def profile(config: TrainingConfig, repeats: int = 5) -> str:
     model, trainer, xp = training.model.train(), training.trainer, load_backend(training.backend)
     batches = (batch for epoch in range(repeats + 3) for batch in training.batches.epoch(epoch))
     marks: dict[str, list[tuple[Any, Any]]] = {}
-    waiting: list[float] = []
+    waiting, sizes = list[float](), list[int]()
 
     @contextmanager
     def timed(name: str) -> Iterator[None]:
@@ -73,6 +73,7 @@ def profile(config: TrainingConfig, repeats: int = 5) -> str:
     def step(records: list[LayerRecord]) -> None:
         start = time.perf_counter()
         x, labels = next(batches)
+        sizes.append(len(labels))
         waiting.append(time.perf_counter() - start)
         model.zero_grad()
         with trainer.circumstances(x.shape):
@@ -101,4 +102,4 @@ def profile(config: TrainingConfig, repeats: int = 5) -> str:
     lines = [f"{name}: {1000 * seconds:.1f} ms" for name, seconds in medians.items()]
     if xp is not np:
         lines.append(f"device memory held by the pool: {xp.get_default_memory_pool().total_bytes() / 1e6:.0f} MB")
-    return "\n".join([time_table(records), *lines, f"(medians of {repeats} steps of {config.batch_size} pictures)"])
+    return "\n".join([time_table(records), *lines, f"(medians of {repeats} steps of {sizes[-1]} pictures)"])

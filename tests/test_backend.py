@@ -191,6 +191,7 @@ def test_the_report_of_a_gpu_tries_everything_that_training_uses(device, capsys)
         assert report.main() == 0
         out = capsys.readouterr().out
     assert f"cupy    {xp.__version__} for CUDA " in out
+    assert re.search(r"device 0 \(in use\): .+, compute capability \d+\.\d, [\d.]+ of [\d.]+ GB free\n", out)
     for line in ("fused kernel", "matrix product", "copy beside", "--precision tf32", "--precision float16"):
         assert re.search(rf"{line}.* works\n", out)
 

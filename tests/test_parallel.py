@@ -71,6 +71,8 @@ def test_a_gpu_slice_takes_a_share_of_the_free_memory(cupy, monkeypatch):
     assert [(part.start, part.stop) for part in slices(slice(0, 5), 2**30, cupy)] == [(0, 2), (2, 4), (4, 5)]
     monkeypatch.setattr(parallel, "GPU_FREE_SHARE", 0.24)
     assert slice_bytes(cupy, 2**40) == 2**30  # a power of two: a few bytes more or less change nothing
+    monkeypatch.setattr(parallel, "GPU_FREE_SHARE", 0.0)
+    assert slice_bytes(cupy, 2**40) == 1  # and a picture at a time where nothing is free
 
 
 def test_a_higher_least_makes_larger_slices_on_the_cpu():

@@ -133,10 +133,10 @@ def _why_no_device(cupy: Any) -> str:
     )
 
 
-def gpu_facts(cupy: Any) -> dict[str, Any]:
-    """Return what is known of the GPU in use: its name, memory in bytes, compute capability, and versions."""
-    device = cupy.cuda.Device()
-    properties = cupy.cuda.runtime.getDeviceProperties(device.id)
+def gpu_facts(cupy: Any, device: int | None = None) -> dict[str, Any]:
+    """Return what is known of a GPU, by default the one in use: name, memory in bytes, capability, and versions."""
+    number = cupy.cuda.Device().id if device is None else device
+    properties = cupy.cuda.runtime.getDeviceProperties(number)
     return {
         "name": properties["name"].decode(),
         "memory": int(properties["totalGlobalMem"]),

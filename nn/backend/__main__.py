@@ -37,13 +37,18 @@ def report_numpy() -> list[str]:
 
 def report_cupy(cupy: Any) -> list[str]:
     """Return lines about CuPy, its GPU, and a small test of everything that training uses."""
-    facts = gpu_facts(cupy)
-    free, total = cupy.cuda.runtime.memGetInfo()
+    facts, in_use = gpu_facts(cupy), cupy.cuda.Device().id
     lines = [
-        f"cupy    {facts['cupy']} for CUDA {facts['cuda_of_cupy']}; the driver knows CUDA {facts['cuda_of_driver']}",
-        f"        device {cupy.cuda.Device().id} of {cupy.cuda.runtime.getDeviceCount()}: {facts['name']}, compute "
-        f"capability {facts['compute_capability']}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free",
+        f"cupy    {facts['cupy']} for CUDA {facts['cuda_of_cupy']}; the driver knows CUDA {facts['cuda_of_driver']}"
     ]
+    for number in range(cupy.cuda.runtime.getDeviceCount()):
+        with cupy.cuda.Device(number):
+            free, total = cupy.cuda.runtime.memGetInfo()
+        facts = gpu_facts(cupy, number)
+        lines.append(
+            f"        device {number}{' (in use)' if number == in_use else ''}: {facts['name']}, compute capability "
+            f"{facts['compute_capability']}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free"
+        )
     tests: dict[str, Callable[[Any], None]] = {
         "fused kernel": _kernel,
         "matrix product": _product,
