@@ -38,10 +38,14 @@ class TrainingConfig:
         "how exactly a GPU computes: tf32 and float16 use its tensor cores, float16 halves memory",
         PRECISIONS,
     )
-    data: str = option("orl", "faces to learn: the ORL database, or any folder with one folder a person", DATASETS)
-    data_dir: str | None = option(None, "folder of the pictures; for orl the installed carrier package if not given")
+    data: str = option(
+        "orl",
+        "faces to learn: the ORL database, Labeled Faces in the Wild, or any folder with one folder a person",
+        DATASETS,
+    )
+    data_dir: str | None = option(None, "folder of the pictures; only orl has its own, the installed carrier package")
     template: str | None = option(
-        None, "where masks sit on aligned faces; by default orl for the ORL faces, else centred", TEMPLATES
+        None, "where masks sit on aligned faces; by default orl or lfw for those sets, else centred", TEMPLATES
     )
     bad_pictures: str = option("stop", "what to do about pictures that cannot be read", ("stop", "skip"))
     test_share: float = option(0.5, "share of each person's photographs kept for testing", least=0.05, most=0.95)

@@ -1,4 +1,4 @@
-"""Rank-k accuracy by hand and by sorting."""
+"""Rank-k accuracy, confusion and ROC curves: by hand, by naive loops, and against scikit-learn where installed."""
 
 from __future__ import annotations
 
@@ -7,10 +7,43 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resnet.evaluation import rank_k_accuracy
+from resnet.evaluation import (
+    area_under_roc,
+    balanced_accuracy,
+    confusion_matrix,
+    cosine_similarity,
+    cumulative_match,
+    equal_error_rate,
+    precision_recall,
+    rank_k_accuracy,
+    roc_curve,
+    threshold_at,
+    true_accepts_at,
+)
 
 SCORES = np.array([[0.1, 0.7, 0.2], [0.5, 0.3, 0.2], [0.2, 0.3, 0.5], [0.6, 0.3, 0.1]])
 LABELS = np.array([1, 1, 0, 0])  # at places 1, 2, 3, 1
+
+# Comparisons of two pictures, 3 of one person and 3 of two; one of each scores 0.8.
+COMPARED = np.array([0.5, 0.8, 0.3, 0.9, 0.8, 0.6])
+SAME = np.array([True, True, False, True, False, False])
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+@pytest.fixture(scope="module")
+def metrics():
+    return pytest.importorskip(
+        "sklearn.metrics", exc_type=ImportError, reason="scikit-learn, the independent source, is not installed"
+    )
+
+
+def comparisons(seed, levels):
+    """Return up to 40 scores, many of them equal where there are few levels, and whether the person is the same."""
+    rng = np.random.default_rng(seed)
+    positive = rng.integers(0, 2, rng.integers(2, 41)).astype(bool)
+    positive[:2] = rng.permutation([True, False])
+    return rng.integers(0, levels, len(positive)) / 8 + rng.integers(0, 2) * positive, positive
 
 
 class TestRankK:
@@ -61,3 +94,243 @@ class TestRankK:
     def test_wrong_input(self, scores, labels, k, message):
         with pytest.raises(ValueError, match=message):
             rank_k_accuracy(scores, labels, k)
+
+    def test_several_k(self):
+        assert cumulative_match(SCORES, LABELS, [1, 3, 2]) == [0.5, 1.0, 0.75]
+        assert cumulative_match(SCORES, LABELS, range(1, 4)) == [0.5, 0.75, 1.0]
+
+
+class TestConfusion:
+    TRUTH = (0, 0, 0, 1, 2, 2)
+    ANSWERS = (0, 1, 1, 1, 0, 2)
+
+    def test_rows_are_the_truth(self):
+        counts = confusion_matrix(self.TRUTH, self.ANSWERS, 4)
+        assert counts.tolist() == [[1, 2, 0, 0], [0, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]]
+        assert counts.dtype == np.int64
+
+    def test_balanced_accuracy_by_hand(self):
+        # recalls 1/3, 1/1, 1/2 of the three classes that occur; plain accuracy would be 3/6
+        assert balanced_accuracy(self.TRUTH, self.ANSWERS, 4) == pytest.approx((1 / 3 + 1 + 1 / 2) / 3, rel=1e-15)
+
+    def test_always_the_same_answer_is_right_half_the_time(self):
+        assert balanced_accuracy([True] * 98 + [False] * 2, [True] * 100) == 0.5
+
+    def test_small_whole_numbers_do_not_overflow(self):
+        truth = np.array([99, 99, 1], np.uint8)
+        assert confusion_matrix(truth, truth, 100)[[99, 1], [99, 1]].tolist() == [2, 1]
+
+    @given(N=st.integers(1, 30), K=st.integers(1, 6), seed=seeds)
+    @pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true", "ignore:A single label was found")
+    def test_equals_scikit_learn(self, metrics, N, K, seed):
+        truth, answers = np.random.default_rng(seed).integers(0, K, (2, N))
+        expected = metrics.confusion_matrix(truth, answers, labels=range(K))
+        np.testing.assert_array_equal(confusion_matrix(truth, answers, K), expected)
+        expected = metrics.balanced_accuracy_score(truth, answers)
+        assert balanced_accuracy(truth, answers, K) == pytest.approx(expected, rel=1e-14)
+
+    @pytest.mark.parametrize("function", [confusion_matrix, balanced_accuracy])
+    @pytest.mark.parametrize(
+        ("truth", "answers", "classes", "message"),
+        [
+            ([], [], 2, r"truth as whole numbers \(N,\), at least one, got float64 \(0,\)"),
+            ([[0]], [0], 2, r"truth .*\(1, 1\)"),
+            ([0, 1], [0.0, 1.0], 2, "answers .*float64"),
+            ([0, 1], [0], 2, r"each truth \(2,\), got \(1,\)"),
+            ([0, 2], [0, 1], 2, "truth from 0 to 1, got 0 to 2"),
+            ([0, 1], [0, -1], 2, "answers from 0 to 1, got -1 to 0"),
+            ([0, 1], [0, 1], 0, "at least 1 class, got 0"),
+        ],
+    )
+    def test_wrong_input(self, function, truth, answers, classes, message):
+        with pytest.raises(ValueError, match=message):
+            function(truth, answers, classes)
+
+
+class TestPrecisionRecall:
+    def test_by_hand(self):
+        # called positive: 5, of which 2 are; positive: 3, of which 2 are called so
+        truth = np.array([1, 1, 1, 0, 0, 0, 0], bool)
+        answers = np.array([1, 1, 0, 1, 1, 1, 0], bool)
+        assert precision_recall(truth, answers) == (2 / 5, 2 / 3)
+
+    def test_nothing_called_positive(self):
+        assert precision_recall([True, False], [False, False]) == (0.0, 0.0)
+
+    @given(N=st.integers(1, 12), seed=seeds)
+    def test_equals_scikit_learn(self, metrics, N, seed):
+        truth, answers = np.random.default_rng(seed).integers(0, 2, (2, N)).astype(bool)
+        truth[0] = True
+        precision, recall = precision_recall(truth, answers)
+        assert precision == pytest.approx(metrics.precision_score(truth, answers, zero_division=0), rel=1e-14)
+        assert recall == pytest.approx(metrics.recall_score(truth, answers), rel=1e-14)
+
+    @pytest.mark.parametrize(
+        ("truth", "answers", "message"),
+        [
+            ([True, False], [1, 0], r"booleans \(N,\), got bool \(2,\) and int64 \(2,\)"),
+            ([1, 0], [True, False], "int64"),
+            ([True, False], [True], r"\(2,\) and bool \(1,\)"),
+            ([[True]], [[True]], r"\(1, 1\)"),
+            ([False, False], [True, False], "at least one True in truth, got none of 2"),
+        ],
+    )
+    def test_wrong_input(self, truth, answers, message):
+        with pytest.raises(ValueError, match=message):
+            precision_recall(truth, answers)
+
+
+class TestRoc:
+    def test_curve_by_hand(self):
+        curve = roc_curve(COMPARED, SAME)
+        assert curve.thresholds.tolist() == [np.inf, 0.9, 0.8, 0.6, 0.5, 0.3]
+        assert curve.false_accepts.tolist() == [0, 0, 1 / 3, 2 / 3, 2 / 3, 1]
+        assert curve.true_accepts.tolist() == [0, 1 / 3, 2 / 3, 2 / 3, 1, 1]
+        assert [array.dtype for array in curve] == [np.float64] * 3
+
+    def test_area_by_hand(self):
+        # of the 9 pairs of one genuine and one impostor, 0.9 wins 3, 0.8 wins 2 and ties 1, 0.5 wins 1
+        assert area_under_roc(COMPARED, SAME) == 6.5 / 9
+
+    def test_equal_error_by_hand(self):
+        assert equal_error_rate(COMPARED, SAME) == pytest.approx(1 / 3, rel=1e-15)  # the point at threshold 0.8
+        # Genuine 2 and 1, impostors 1 and 0: from (0, 1/2) at threshold 2 to (1/2, 1) at 1, half way (1/4, 3/4).
+        assert equal_error_rate([2, 1, 1, 0], [True, True, False, False]) == 0.25
+
+    @pytest.mark.parametrize(
+        ("scores", "area", "equal_error"),
+        [([4, 3, 2, 1, 0], 1.0, 0.0), ([0, 1, 2, 3, 4], 0.0, 1.0), ([7, 7, 7, 7, 7], 0.5, 0.5)],
+        ids=["perfect", "upside down", "says nothing"],
+    )
+    def test_extremes(self, scores, area, equal_error):
+        positive = np.array([True, True, False, False, False])
+        assert area_under_roc(scores, positive) == area
+        assert equal_error_rate(scores, positive) == equal_error
+
+    @pytest.mark.parametrize(
+        ("false_accepts", "true_accepts", "threshold"),
+        [(0, 1 / 3, 0.9), (0.33, 1 / 3, 0.9), (1 / 3, 2 / 3, 0.8), (0.6, 2 / 3, 0.8), (0.67, 1, 0.5), (1, 1, 0.3)],
+    )
+    def test_operating_points_by_hand(self, false_accepts, true_accepts, threshold):
+        assert true_accepts_at(COMPARED, SAME, false_accepts) == true_accepts
+        assert threshold_at(COMPARED, SAME, false_accepts) == threshold
+
+    def test_the_highest_score_is_an_impostors(self):
+        assert true_accepts_at([3, 2, 1], [False, True, False], 0.4) == 0
+        assert threshold_at([3, 2, 1], [False, True, False], 0.4) == np.inf
+
+    @pytest.mark.parametrize("impostors", [10, 30, 70, 1000])
+    def test_a_tenth_is_a_tenth(self, impostors):
+        scores, positive = np.arange(impostors + 1), np.arange(impostors + 1) == 0
+        assert threshold_at(scores, positive, 0.1) == impostors + 1 - impostors / 10
+
+    @given(seed=seeds)
+    def test_threshold_holds_for_float32_scores(self, seed):
+        rng = np.random.default_rng(seed)
+        scores, positive = rng.random(50).astype(np.float32), np.arange(50) % 2 == 0
+        accepted = scores >= threshold_at(scores, positive, 0.2)
+        assert accepted[~positive].mean() == 0.2
+        assert accepted[positive].mean() == true_accepts_at(scores, positive, 0.2)
+
+    @given(seed=seeds, levels=st.sampled_from([1, 3, 8, 1_000_000]), allowed=st.floats(0, 1))
+    def test_against_naive_loops(self, seed, levels, allowed):
+        scores, positive = comparisons(seed, levels)
+        genuine, impostors = scores[positive].tolist(), scores[~positive].tolist()
+        wins = sum((g > i) + (g == i) / 2 for g in genuine for i in impostors)
+        assert area_under_roc(scores, positive) == wins / (len(genuine) * len(impostors))
+        best, lowest = 0.0, np.inf
+        for threshold in sorted(scores.tolist()):
+            if np.mean([score >= threshold for score in impostors]) <= allowed:
+                best, lowest = np.mean([score >= threshold for score in genuine]), threshold
+                break
+        assert true_accepts_at(scores, positive, allowed) == best
+        assert threshold_at(scores, positive, allowed) == lowest
+
+    @given(seed=seeds, levels=st.sampled_from([1, 3, 8, 1_000_000]))
+    def test_equals_scikit_learn(self, metrics, seed, levels):
+        scores, positive = comparisons(seed, levels)
+        false, true, thresholds = metrics.roc_curve(positive, scores, drop_intermediate=False)
+        curve = roc_curve(scores, positive)
+        np.testing.assert_array_equal(curve.thresholds, thresholds)
+        np.testing.assert_allclose(curve.false_accepts, false, rtol=1e-14)
+        np.testing.assert_allclose(curve.true_accepts, true, rtol=1e-14)
+        assert area_under_roc(scores, positive) == pytest.approx(metrics.auc(false, true), rel=1e-14, abs=1e-15)
+        # the crossing with the diagonal, on that step of scikit-learn's curve where the sign changes
+        above = true + false - 1
+        step = next(i for i in range(len(above)) if above[i + 1] >= 0)
+        share = above[step] / (above[step] - above[step + 1])
+        expected = false[step] + share * (false[step + 1] - false[step])
+        assert equal_error_rate(scores, positive) == pytest.approx(expected, rel=1e-12, abs=1e-15)
+
+    @pytest.mark.parametrize("function", [roc_curve, area_under_roc, equal_error_rate])
+    @pytest.mark.parametrize(
+        ("scores", "positive", "message"),
+        [
+            (COMPARED[:5], SAME, r"scores \(M,\).* got \(5,\) and bool \(6,\)"),
+            (COMPARED[:, np.newaxis], SAME[:, np.newaxis], r"\(6, 1\)"),
+            (COMPARED, SAME.astype(int), "int64"),
+            (COMPARED, np.ones(6, bool), "both kinds, got 6 positive of 6"),
+            (COMPARED, np.zeros(6, bool), "both kinds, got 0 positive of 6"),
+            (np.where(SAME, COMPARED, np.nan), SAME, "3 scores are not finite"),
+            (np.where(COMPARED == 0.9, np.inf, COMPARED), SAME, "1 scores are not finite"),
+        ],
+    )
+    def test_wrong_input(self, function, scores, positive, message):
+        with pytest.raises(ValueError, match=message):
+            function(scores, positive)
+
+    def test_no_comparisons(self):
+        with pytest.raises(ValueError, match="got 0 positive of 0"):
+            roc_curve([], np.zeros(0, bool))
+
+    @pytest.mark.parametrize("function", [true_accepts_at, threshold_at])
+    @pytest.mark.parametrize("false_accepts", [-0.1, 1.1, np.nan])
+    def test_wrong_share(self, function, false_accepts):
+        with pytest.raises(ValueError, match=f"false_accepts from 0 to 1, got {false_accepts}"):
+            function(COMPARED, SAME, false_accepts)
+        with pytest.raises(ValueError, match="both kinds"):
+            function(COMPARED, np.ones(6, bool), 0.5)
+
+
+class TestCosine:
+    def test_by_hand(self):
+        # 3-4-5 triangles: (3, 4)·(4, 3) = 24 of 25
+        found = cosine_similarity([[3, 4], [-3, -4], [1, 0]], [[4, 3], [0, -2]])
+        np.testing.assert_allclose(found, [[0.96, -0.8], [-0.96, 0.8], [0.8, 0.0]], rtol=1e-15)
+
+    @given(N=st.integers(1, 5), M=st.integers(1, 5), D=st.integers(1, 9), seed=seeds)
+    def test_equals_scikit_learn(self, metrics, N, M, D, seed):
+        rng = np.random.default_rng(seed)
+        a, b = rng.normal(size=(N, D)), rng.normal(size=(M, D))
+        expected = metrics.pairwise.cosine_similarity(a, b)
+        np.testing.assert_allclose(cosine_similarity(a, b), expected, rtol=0, atol=1e-14)
+
+    def test_computes_in_float64(self, rng):
+        a, b = rng.normal(size=(2, 4, 64)).astype(np.float32)
+        found = cosine_similarity(a, b)
+        assert found.dtype == np.float64
+        np.testing.assert_array_equal(found, cosine_similarity(a.astype(np.float64), b.astype(np.float64)))
+
+    def test_never_beyond_one(self, rng):
+        a = rng.normal(size=(200, 3))
+        assert cosine_similarity(a, a).max() <= 1
+        assert cosine_similarity(a, -a).min() >= -1
+
+    def test_size_does_not_matter(self):
+        for size in (1e-320, 1e-200, 1e200):
+            assert cosine_similarity([[size, size]], [[1.0, 0.0]])[0, 0] == pytest.approx(np.sqrt(0.5), rel=1e-15)
+
+    @pytest.mark.parametrize(
+        ("a", "b", "message"),
+        [
+            ([1.0, 2.0], [[1.0, 2.0]], r"a as rows \(N, D\), at least one, got \(2,\)"),
+            ([[1.0, 2.0]], np.zeros((0, 2)), r"b as rows .*\(0, 2\)"),
+            ([[1.0, 2.0]], [[1.0, 2.0, 3.0]], r"one length, got a \(1, 2\) and b \(1, 3\)"),
+            ([[1.0, 2.0], [0.0, 0.0]], [[1.0, 2.0]], "rows of a with a direction, got zeros in row 1"),
+            ([[1.0, 2.0]], [[1.0, 2.0], [0.0, -1.0], [0.0, -0.0]], "rows of b .* row 2"),
+            ([[np.inf, 2.0]], [[1.0, 2.0]], "1 values of a are not finite"),
+        ],
+    )
+    def test_wrong_input(self, a, b, message):
+        with pytest.raises(ValueError, match=message):
+            cosine_similarity(a, b)

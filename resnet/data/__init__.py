@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from resnet.data.faces import Faces
 
 __all__ = ["DATASETS", "Faces", "load_faces"]
 
-DATASETS = ("orl", "folder")
-"""The names `load_faces` knows: the ORL Database of Faces, and any set laid out as one folder a person."""
+DATASETS = ("orl", "folder", "lfw")
+"""The names `load_faces` knows: the ORL Database of Faces, any set laid out as one folder a person, and Labeled Faces
+in the Wild. Two sets that come in two parts have loaders of their own: `resnet.data.rmfrd`, masked and unmasked, and
+`resnet.data.cifar10`, training and test."""
 
 
 def load_faces(
@@ -18,7 +22,7 @@ def load_faces(
     size: int | None = None,
     *,
     colour: bool | None = None,
-    min_pictures: int = 2,
+    min_pictures: int | None = None,
     bad_pictures: str = "stop",
     template: str | None = None,
 ) -> Faces:
@@ -28,11 +32,12 @@ def load_faces(
         name: one of `DATASETS`.
         data_dir: where the pictures are; may be None only for "orl" (see `resnet.data.orl.load_orl`).
         size: every picture is squashed or stretched to size x size, antialiased; None keeps the size most have.
-        colour: RGB or grey; None means RGB if any file can hold colours.
-        min_pictures: people with fewer usable pictures are left out and named in the notes.
+        colour: RGB or grey; None means grey for "lfw", as in most published work, else RGB if any file can hold
+            colours.
+        min_pictures: people with fewer usable pictures are left out, with a note; None means 2, for "lfw" 20.
         bad_pictures: "stop" raises one error that lists the pictures that cannot be read, "skip" leaves them out.
-        template: where the facial points lie, a key of `resnet.data.masks.TEMPLATES`; None means "orl" for the ORL
-            faces and "centred" for others.
+        template: where the facial points lie, a key of `resnet.data.masks.TEMPLATES`; None means "orl" and "lfw"
+            for those sets and "centred" for others.
 
     Raises:
         ValueError: an unknown name, no or a wrong `data_dir`, pictures that cannot be read, fewer than two people,
@@ -40,20 +45,18 @@ def load_faces(
 
     """
     # Imported here and not above, or `python -m resnet.data.masks` would find that module loaded before it runs.
-    from resnet.data.folders import LoadOptions, load_folder
-    from resnet.data.orl import load_orl
+    from resnet.data import folders, lfw, orl
 
     if name not in DATASETS:
         raise ValueError(f"unknown data set {name!r}; known are {', '.join(DATASETS)}")
-    options = LoadOptions(
-        size=size,
-        colour=colour,
-        min_pictures=min_pictures,
-        bad_pictures=bad_pictures,
-        template=template or ("orl" if name == "orl" else "centred"),
-    )
+    defaults = {"orl": orl.DEFAULTS, "folder": folders.DEFAULTS, "lfw": lfw.DEFAULTS}[name]
+    wishes: dict[str, Any] = {"size": size, "colour": colour, "min_pictures": min_pictures, "template": template}
+    chosen = {option: wish for option, wish in wishes.items() if wish is not None}
+    options = replace(defaults, bad_pictures=bad_pictures, **chosen)
     if name == "orl":
-        return load_orl(data_dir, options)
+        return orl.load_orl(data_dir, options)
+    if name == "lfw":
+        return lfw.load_lfw(data_dir, options)
     if data_dir is None:
         raise ValueError("the data set 'folder' needs --data-dir DIR (data_dir), a folder with one folder a person")
-    return load_folder(data_dir, options)
+    return folders.load_folder(data_dir, options)

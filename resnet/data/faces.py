@@ -82,6 +82,23 @@ class Faces:
         )
 
 
+def join(first: Faces, second: Faces) -> Faces:
+    """The pictures of both sets, of the same people, as one set with the notes of the first.
+
+    Raises:
+        ValueError: the sets have other people, or their masks would sit at other places.
+
+    """
+    if first.people != second.people or not np.array_equal(first.points, second.points):
+        raise ValueError("expected two sets of the same people with the facial points at the same places")
+    return replace(
+        first,
+        pictures=np.concatenate([first.pictures, second.pictures]),  # (N, H, W, C) and (M, H, W, C) -> (N + M, …)
+        labels=np.concatenate([first.labels, second.labels]),
+        files=first.files + second.files,
+    )
+
+
 def read_picture(path: str | Path, colour: bool) -> NDArray[np.uint8]:
     """Read a picture file as uint8 (H, W, 3) if `colour`, else (H, W, 1), turned as its EXIF orientation says.
 

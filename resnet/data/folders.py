@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,12 @@ from resnet.data.masks import TEMPLATES
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".pgm", ".bmp", ".webp")
 """Files that are taken for pictures, by the end of their names, in small or capital letters."""
+
+Box: TypeAlias = tuple[slice, slice]
+"""The part of a picture that is taken: rows and columns, both with start and stop."""
+
+Crop: TypeAlias = Callable[[Path, int, int], Box]
+"""Chooses the part to take of a picture, given its file, height and width; a ValueError says that it does not fit."""
 
 Result = TypeVar("Result")
 
@@ -35,7 +41,8 @@ class LoadOptions:
     Attributes:
         size: every picture is squashed or stretched to size x size; None keeps the size most pictures have.
         colour: RGB or grey; None means RGB if any file can hold colours.
-        min_pictures: people with fewer usable pictures are left out and named in the notes.
+        min_pictures: people with fewer usable pictures are left out; the notes count them and name the first. Where
+            there are too few files from the start, they are not even opened.
         bad_pictures: "stop" raises one error that lists the pictures that cannot be read; "skip" leaves them out
             and lists them in the notes.
         template: where the facial points lie, a key of `resnet.data.masks.TEMPLATES`.
@@ -65,21 +72,28 @@ class LoadOptions:
 DEFAULTS = LoadOptions()
 
 
-def load_folder(data_dir: str | Path, options: LoadOptions = DEFAULTS) -> Faces:
+def whole(path: Path, height: int, width: int) -> Box:
+    """All of a picture: the usual `Crop`."""
+    return slice(0, height), slice(0, width)
+
+
+def load_folder(data_dir: str | Path, options: LoadOptions = DEFAULTS, crop: Crop = whole) -> Faces:
     """Load a set of faces laid out as one folder a person; the folder's name is the person's.
 
     People and pictures come in alphabetical order, numbers in numeric order (s2 before s10).
+
+    Args:
+        data_dir: the folder that holds the person folders.
+        options: how to read them.
+        crop: the part to take of each picture, before it is resized.
 
     Raises:
         ValueError: there is no such folder, it holds no person folders or no pictures, a picture cannot be read and
             `options.bad_pictures` is "stop", or fewer than two people are left.
 
     """
-    root = Path(data_dir)
-    if not root.is_dir():
-        found = "a file" if root.exists() else "nothing"
-        raise ValueError(f"expected a folder with one folder a person at {root}, found {found} there")
-    people, ignored = _list_people(root)
+    root = check_folder(data_dir, "one folder a person")
+    people, ignored = list_people(root)
     if not any(people.values()):
         loose = sum(_is_picture(path) for path in ignored)
         raise ValueError(
@@ -88,52 +102,51 @@ def load_folder(data_dir: str | Path, options: LoadOptions = DEFAULTS) -> Faces:
             f"name the folder that holds the person folders, if they lie elsewhere. Names of pictures end in "
             f"{' '.join(SUFFIXES)}"
         )
-    notes = []
-    if ignored:
-        names = ", ".join(shortened([str(path) for path in ignored]))
-        notes.append(f"{len(ignored)} ignored, hidden or not a picture in a person's folder: {names}")
-    return assemble(people, options, notes)
+    return assemble(people, options, note_ignored(ignored), crop)
 
 
-def assemble(people: Mapping[str, Sequence[Path]], options: LoadOptions, notes: Iterable[str] = ()) -> Faces:
+def assemble(
+    people: Mapping[str, Sequence[Path]], options: LoadOptions, notes: Iterable[str] = (), crop: Crop = whole
+) -> Faces:
     """Read the given files of each person into one set of faces, in the order given.
 
     Args:
         people: the picture files of each person.
         options: how to read them.
         notes: what is to stand before the notes made here.
+        crop: the part to take of each picture, before it is resized.
 
     Raises:
         ValueError: a picture cannot be read and `options.bad_pictures` is "stop", or fewer than two people are left.
 
     """
-    owner = {path: person for person, paths in people.items() for path in paths}
-    pictures, shapes, bad = _read(list(owner), options)
+    owner = {path: person for person, paths in people.items() if len(paths) >= options.min_pictures for path in paths}
+    pictures, shapes, bad = _read(list(owner), options, crop)
     if bad and options.bad_pictures == "stop":
         raise ValueError(
             f"{len(bad)} pictures cannot be used; repair or delete them, or leave them out with "
-            f'--bad-pictures skip (bad_pictures="skip"):\n  ' + "\n  ".join(shortened(bad))
+            f'--bad-pictures skip (bad_pictures="skip"):\n  ' + "\n  ".join(shortened(list(bad.values())))
         )
-    counts = Counter(owner[path] for path in pictures)
-    kept = [person for person in people if counts[person] >= options.min_pictures]
-    left_out = [f"{person} ({counts[person]})" for person in people if person not in kept]
-    if len(kept) < 2:
+    counts = {person: sum(path not in bad for path in paths) for person, paths in people.items()}
+    kept = (person for person in people if counts[person] >= options.min_pictures)
+    label = {person: position for position, person in enumerate(kept)}
+    left_out = [f"{person} ({counts[person]})" for person in people if person not in label]
+    if len(label) < 2:
         raise ValueError(
-            f"expected at least 2 people with {options.min_pictures} or more pictures each, got {len(kept)}; "
+            f"expected at least 2 people with {options.min_pictures} or more pictures each, got {len(label)}; "
             f"left out, with their number of pictures: {', '.join(shortened(left_out)) or 'nobody'}"
         )
-    remarks = [*notes, *(f"skipped: {reason}" for reason in bad)]
+    remarks = [*notes, *(f"skipped: {reason}" for reason in bad.values())]
     if left_out:
         names = ", ".join(shortened(left_out))
         remarks.append(f"{len(left_out)} people left out, fewer than {options.min_pictures} pictures: {names}")
 
-    label = {person: position for position, person in enumerate(kept)}
     used = [path for path in pictures if owner[path] in label]
     stacked = np.stack([pictures[path] for path in used])  # N of (H, W, C) -> (N, H, W, C)
     return Faces(
         pictures=stacked,
         labels=np.array([label[owner[path]] for path in used], dtype=np.int64),
-        people=tuple(kept),
+        people=tuple(label),
         files=tuple(str(path) for path in used),
         points=TEMPLATES[options.template].copy(),
         notes=(*remarks, *_mixed_sizes({path: shapes[path] for path in used}, stacked.shape[1:3])),
@@ -146,24 +159,20 @@ def shortened(items: Sequence[str], most: int = 10) -> list[str]:
     return [*items[:most], f"+{rest} more"] if rest > 0 else list(items)
 
 
-def _read(
-    paths: Sequence[Path], options: LoadOptions
-) -> tuple[dict[Path, NDArray[np.uint8]], dict[Path, tuple[int, int]], list[str]]:
-    """Read pictures and bring them to one size: the pictures, their (height, width) before, and what went wrong.
+def check_folder(path: str | Path, expected: str, remedy: str = "") -> Path:
+    """Return `path` if it is a folder.
 
-    All headers are read first, for size and colour, so that each picture is shrunk as soon as it is decoded and
-    large photographs never lie in memory together.
+    Raises:
+        ValueError: it is not; the message says what was `expected` in it and, if given, what to do.
+
     """
-    headers, unreadable = _try_each(read_header, paths)
-    shapes = {path: (height, width) for path, (height, width, _) in headers.items()}
-    colour = any(coloured for _, _, coloured in headers.values()) if options.colour is None else options.colour
-    shape = _most_frequent(shapes.values()) if options.size is None else (options.size, options.size)
-    pictures, damaged = _try_each(lambda path: resize(read_picture(path, colour), shape), headers)
-    failures = unreadable | damaged
-    return pictures, shapes, [failures[path] for path in paths if path in failures]
+    if not Path(path).is_dir():
+        found = "a file" if Path(path).exists() else "nothing"
+        raise ValueError(f"expected {expected} in the folder {path}, found {found} there. {remedy}".rstrip())
+    return Path(path)
 
 
-def _list_people(root: Path) -> tuple[dict[str, list[Path]], list[Path]]:
+def list_people(root: Path) -> tuple[dict[str, list[Path]], list[Path]]:
     """The pictures in each person folder under `root`, and all that is neither a person folder nor a picture there."""
     people: dict[str, list[Path]] = {}
     ignored = []
@@ -175,6 +184,37 @@ def _list_people(root: Path) -> tuple[dict[str, list[Path]], list[Path]]:
         people[entry.name] = [path for path in inside if _is_picture(path)]
         ignored.extend(path for path in inside if not _is_picture(path))
     return people, ignored
+
+
+def note_ignored(ignored: Sequence[Path]) -> list[str]:
+    """One sentence on what `list_people` found beside pictures, if it did."""
+    if not ignored:
+        return []
+    names = ", ".join(shortened([str(path) for path in ignored]))
+    return [f"{len(ignored)} ignored, hidden or not a picture in a person's folder: {names}"]
+
+
+def _read(
+    paths: Sequence[Path], options: LoadOptions, crop: Crop
+) -> tuple[dict[Path, NDArray[np.uint8]], dict[Path, tuple[int, int]], dict[Path, str]]:
+    """Read pictures, crop them and bring them to one size.
+
+    All headers are read first, for size and colour, so that each picture is shrunk as soon as it is decoded and
+    large photographs never lie in memory together.
+
+    Returns:
+        (pictures, shapes, bad): the pictures, the (height, width) of what was taken of them before it was resized,
+        and what went wrong with the others, in the order of `paths`.
+
+    """
+    headers, unreadable = _try_each(read_header, paths)
+    boxes, unfit = _try_each(lambda path: crop(path, *headers[path][:2]), headers)
+    shapes = {path: (rows.stop - rows.start, columns.stop - columns.start) for path, (rows, columns) in boxes.items()}
+    colour = any(headers[path][2] for path in boxes) if options.colour is None else options.colour
+    shape = _most_frequent(shapes.values()) if options.size is None else (options.size, options.size)
+    pictures, damaged = _try_each(lambda path: resize(read_picture(path, colour)[boxes[path]], shape), boxes)
+    failures = unreadable | unfit | damaged
+    return pictures, shapes, {path: failures[path] for path in paths if path in failures}
 
 
 def _is_picture(path: Path) -> bool:
