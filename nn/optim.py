@@ -7,7 +7,7 @@ takes the learning rate of this step from a schedule (``nn.schedule``), so the o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from numpy.typing import NDArray
@@ -121,6 +121,29 @@ class Optimizer:
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """Return copies of the state arrays as NumPy arrays (``steps`` is a plain attribute)."""
         return {key: to_numpy(array).copy() for key, array in self.state.items()}
+
+    def check_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Raise a ValueError that names each array that does not belong to these parameters, or has another shape."""
+        shapes = {f"{kind}/{name}": p.data.shape for kind in self.kinds for name, p in self.parameters.items()}
+        problems = [
+            f"{key}: expected {shapes.get(key, 'nothing of this name')}, got {array.shape}"
+            for key, array in state.items()
+            if shapes.get(key) != array.shape
+        ]
+        if problems:
+            raise ValueError("the state does not fit this optimiser:\n  " + "\n  ".join(problems))
+
+    def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Take the state arrays over, to where the parameters are (``steps`` is a plain attribute).
+
+        Raises:
+            ValueError: as :meth:`check_state_dict`; nothing has been changed then.
+        """
+        self.check_state_dict(state)
+        parameters = self.parameters
+        self.state = {
+            key: array_module(parameters[key.partition("/")[2]].data).array(array) for key, array in state.items()
+        }
 
 
 class SGD(Optimizer):

@@ -38,8 +38,8 @@ class EpochMetrics:
         learning_rate: of the epoch's last step.
         train_loss: mean over the epoch's pictures, while training.
         train_accuracy: likewise, on the augmented and partly masked training pictures.
-        clean_accuracy: on the test photographs after the epoch.
-        masked_accuracy: on the test photographs with masks drawn on.
+        clean_accuracy: on the test photographs after the epoch; not a number if not tested.
+        masked_accuracy: likewise, on the test photographs with masks drawn on.
         pictures_per_second: trained.
         seconds: since the start.
     """

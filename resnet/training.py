@@ -13,9 +13,9 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from resnet.config import TrainingConfig
 from resnet.data import Faces, load_faces
 from resnet.data.augment import Augmentation
 from resnet.data.batches import TrainingBatches, masked_copies, prefetch, to_network_input
-from resnet.data.faces import split_by_person
+from resnet.data.faces import join, split_by_person
 from resnet.evaluation import rank_k_accuracy
 from resnet.memory import memory_errors_explained
 from resnet.models import ResNet, make_model
@@ -80,6 +80,30 @@ class Trainer:
     def learning_rate(self) -> float:
         """The learning rate of the next step."""
         return self.schedule(self.steps)
+
+    def state_dict(self) -> dict[str, NDArray[Any]]:
+        """Return copies, as NumPy arrays, of all that a step changes; not of the loss scale of half precision."""
+        state = {f"model/{name}": array for name, array in self.model.state_dict().items()}
+        state |= {f"optimizer/{name}": array for name, array in self.optimizer.state_dict().items()}
+        return state | {"steps": np.array(self.steps)}
+
+    def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Go on from ``state``: the next steps are those that would have followed it, bit for bit.
+
+        Raises:
+            ValueError: the state is that of another network or optimiser; nothing has been changed then.
+        """
+        parts: dict[str, dict[str, NDArray[Any]]] = {"model": {}, "optimizer": {}}
+        for name, array in state.items():
+            part, _, rest = name.partition("/")
+            if rest:
+                parts.setdefault(part, {})[rest] = array
+        if "steps" not in state or set(parts) != {"model", "optimizer"}:
+            raise ValueError("expected the state of a training (model/…, optimizer/…, steps), got " + ", ".join(parts))
+        self.optimizer.check_state_dict(parts["optimizer"])
+        self.model.load_state_dict(parts["model"])
+        self.optimizer.load_state_dict(parts["optimizer"])
+        self.steps = self.optimizer.steps = int(state["steps"])
 
     def step(self, x: Array, labels: NDArray[np.int64]) -> tuple[Array, Array]:
         """Train on one batch. On a GPU nothing here waits for the device.
@@ -191,10 +215,11 @@ class Training:
     config: TrainingConfig
     backend: str
     train_faces: Faces
-    tests: dict[str, Faces]  # "clean" and "masked"
+    tests: dict[str, Faces]  # tested after each epoch: "clean" and "masked", or fewer
     model: ResNet
     mean: list[float]  # a number a channel, of the training pictures, 0 black to 1 white
     std: list[float]
+    augmentation: Augmentation = field(default_factory=Augmentation)
 
     @cached_property
     def batches(self) -> TrainingBatches:
@@ -204,7 +229,7 @@ class Training:
             self.config.batch_size,
             pictures_per_epoch=self.config.repeats * len(self.train_faces),
             mask_probability=self.config.mask_probability,
-            augmentation=Augmentation(),
+            augmentation=self.augmentation,
             seed=self.config.seed,
             mean=self.mean,
             std=self.std,
@@ -258,33 +283,58 @@ def prepare(config: TrainingConfig) -> Training:
         ValueError: faces or settings that cannot be used.
         BackendError: the wanted backend cannot be used here.
     """
-    backend = choose_backend(config.backend)
+    backend = choose_backend(config.backend)  # before the faces are read: that takes a while
     check_precision(config.precision, load_backend(backend))
     faces = load_faces(
         config.data, config.data_dir, config.image_size, bad_pictures=config.bad_pictures, template=config.template
     )
+    train_faces, test_faces = split_faces(faces, config)
+    return assemble(config, train_faces, {"clean": test_faces, "masked": masked_copies(test_faces, config.seed)})
+
+
+def split_faces(faces: Faces, config: TrainingConfig) -> tuple[Faces, Faces]:
+    """Return the photographs to train on and those to test, as ``config.seed`` and ``config.test_share`` say."""
     train, test = split_by_person(faces.labels, config.test_share, rng=np.random.default_rng([config.seed, 0]))
-    train_faces, test_faces = faces.take(train), faces.take(test)
-    scaled = train_faces.pictures / 255.0
+    return faces.take(train), faces.take(test)
+
+
+def assemble(
+    config: TrainingConfig, train_faces: Faces, tests: dict[str, Faces], augmentation: Augmentation | None = None
+) -> Training:
+    """Build the network for faces that are loaded already.
+
+    Args:
+        config: settings; those about data are not looked at.
+        train_faces: to train on; the network's classes are their people.
+        tests: what to test on after each epoch: "clean", "masked", both or nothing.
+        augmentation: how strongly training pictures are changed; by default as is good for faces.
+
+    Raises:
+        ValueError: settings that cannot be used.
+        BackendError: the wanted backend cannot be used here.
+    """
+    backend = choose_backend(config.backend)
+    check_precision(config.precision, load_backend(backend))
     model = make_model(
         config.arch,
-        len(faces.people),
-        faces.pictures.shape[3],
+        len(train_faces.people),
+        train_faces.pictures.shape[3],
         activation=config.activation,
         negative_slope=config.negative_slope,
         stem=config.stem,
         algorithm=config.algorithm,
         rng=np.random.default_rng([config.seed, 1]),
     )
-    return Training(
-        config=config,
-        backend=backend,
-        train_faces=train_faces,
-        tests={"clean": test_faces, "masked": masked_copies(test_faces, config.seed)},
-        model=model.to(backend),
-        mean=scaled.mean(axis=(0, 1, 2)).tolist(),  # (N, H, W, C) -> (C,)
-        std=np.maximum(scaled.std(axis=(0, 1, 2)), 1e-3).tolist(),  # pictures all of one grey have no spread
-    )
+    mean, std = grey_levels(train_faces.pictures)
+    return Training(config, backend, train_faces, tests, model.to(backend), mean, std, augmentation or Augmentation())
+
+
+def grey_levels(pictures: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
+    """Return mean and standard deviation, a number a channel each, of pictures (N, H, W, C); 0 black to 1 white."""
+    scaled = pictures / 255.0
+    mean = scaled.mean(axis=(0, 1, 2))  # (N, H, W, C) -> (C,)
+    std = np.maximum(scaled.std(axis=(0, 1, 2)), 1e-3)  # pictures all of one grey have no spread
+    return mean.tolist(), std.tolist()
 
 
 def run(config: TrainingConfig, *, quiet: bool = False) -> Path:
@@ -326,16 +376,17 @@ def run(config: TrainingConfig, *, quiet: bool = False) -> Path:
 
 
 def fit(training: Training, *, quiet: bool = False) -> Iterator[EpochMetrics]:
-    """Train epoch after epoch; yield what each brought.
+    """Train epoch after epoch, from where the trainer stands; yield what each brought.
 
     Raises:
         TrainingError: the loss became infinite or not a number.
     """
     config, batches = training.config, training.batches
     start = time.perf_counter()
-    total = config.epochs * batches.pictures_per_epoch
-    with tqdm(total=total, unit=" pictures", disable=True if quiet else None, leave=False) as bar:
-        for epoch in range(1, config.epochs + 1):
+    done = training.trainer.steps // len(batches)
+    progress = {"total": config.epochs * batches.pictures_per_epoch, "initial": done * batches.pictures_per_epoch}
+    with tqdm(**progress, unit=" pictures", disable=True if quiet else None, leave=False) as bar:
+        for epoch in range(done + 1, config.epochs + 1):
             epoch_start = time.perf_counter()
             bar.set_description(f"epoch {epoch}/{config.epochs}")
             meter = _train_epoch(training, epoch, bar)
@@ -347,8 +398,8 @@ def fit(training: Training, *, quiet: bool = False) -> Iterator[EpochMetrics]:
                 learning_rate=training.trainer.schedule(training.trainer.steps - 1),
                 train_loss=meter.loss,
                 train_accuracy=meter.accuracy,
-                clean_accuracy=accuracy["clean"],
-                masked_accuracy=accuracy["masked"],
+                clean_accuracy=accuracy.get("clean", math.nan),
+                masked_accuracy=accuracy.get("masked", math.nan),
                 pictures_per_second=pictures_per_second,
                 seconds=time.perf_counter() - start,
             )
@@ -396,17 +447,6 @@ def finish(training: Training, history: list[EpochMetrics], folder: Path, say: A
     write_json(folder / "results.json", facts(training) | {"rank1": rows, "epochs": [asdict(row) for row in history]})
     say(results_table(rows, len(masked), len(training.train_faces)))
     say("written: " + ", ".join(str(path) for path in sorted(folder.iterdir())))
-
-
-def join(first: Faces, second: Faces) -> Faces:
-    """Return the pictures of both sets, of the same people, as one set."""
-    return Faces(
-        pictures=np.concatenate([first.pictures, second.pictures]),  # (N, H, W, C) and (M, H, W, C) -> (N + M, …)
-        labels=np.concatenate([first.labels, second.labels]),
-        people=first.people,
-        files=first.files + second.files,
-        points=first.points,
-    )
 
 
 def describe(training: Training) -> str:
