@@ -1,4 +1,4 @@
-"""Write the tables of README.md from the result files under docs/results: ``python docs/write_results.py``.
+"""Write README.md's tables and docs/claims.md from the result files under docs: ``python docs/write_results.py``.
 
 The result files come from
 
@@ -12,6 +12,7 @@ The result files come from
     python -m benchmarks.step --cases "$CASES" --keep-blas-settings --json benchmarks/results/step_keep.json
     python -m benchmarks.data --repetitions 15 --json benchmarks/results/data.json
     python -m benchmarks.gpu    # on a machine with a GPU
+    python -m resnet.experiments all --preset full --lfw DIR --rmfrd DIR --cifar10 DIR
 """
 
 from __future__ import annotations
@@ -22,8 +23,12 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from resnet.experiments import NAMES
+from resnet.experiments.harness import load, minutes
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
+FIGURES = ROOT / "docs" / "figures"
 BENCHMARKS = ROOT / "benchmarks" / "results"
 
 
@@ -152,9 +157,78 @@ def gpu_tables(folder: Path = BENCHMARKS) -> str:
     return "\n".join(lines)
 
 
+def reports(folder: Path = RESULTS) -> list[dict[str, Any]]:
+    """Return the report of each experiment that has one, the full one rather than the quick one."""
+    found = []
+    for name in NAMES:
+        paths = [folder / f"{name}-{preset}.json" for preset in ("full", "quick")]
+        found += [json.loads(path.read_text()) for path in paths if path.exists()][:1]
+    return found
+
+
+def claims_table(folder: Path = RESULTS) -> str:
+    """Return a row a claim: what it says, whether its criterion is met, what came out."""
+    lines = ["| claim | criterion met? | what came out |", "|---|---|---|"]
+    for report in reports(folder):
+        link = f"[{report['experiment']}](docs/claims.md#{report['experiment'].replace('_', '-')})"
+        verdict = "yes" if report["holds"] else "**no**"
+        lines.append(f"| {link}: {report['claim']} | {verdict} | {report['finding']} |")
+    return "\n".join(lines)
+
+
+def claims_page(folder: Path = RESULTS, figures: Path = FIGURES) -> str:
+    """Return docs/claims.md: a section a claim, with criterion, verdict, numbers and figures."""
+    lines = [
+        "# What the papers claim, and what came out",
+        "",
+        "Written by `docs/write_results.py` from the result files under `docs/results`, which the experiments wrote.",
+        "Each experiment's criterion was set down in its module's docstring before it was run. The data sets and where",
+        "to get them: [data.md](data.md). To run one yourself: `python -m resnet.experiments NAME --preset quick`;",
+        "without a name, the command lists all with their cost.",
+    ]
+    for report in reports(folder):
+        lines += ["", *claim_section(report, figures)]
+    return "\n".join(lines) + "\n"
+
+
+def claim_section(report: dict[str, Any], figures: Path) -> list[str]:
+    """Return the lines of one experiment's section."""
+    name, preset = report["experiment"], report["preset"]
+    machine = report["machine"]
+    lines = [
+        f"## {name.replace('_', ' ')}",
+        "",
+        f"**Claim:** {report['claim']}",
+        "",
+        f"**Criterion:** {report['criterion']}",
+        "",
+        f"**{'Met' if report['holds'] else 'Not met'}.** {report['finding']}",
+        "",
+        load(name).table(report),
+    ]
+    for path in sorted(figures.glob(f"{name}*-{preset}.*")):
+        part = path.stem.removeprefix(name).removesuffix(preset).strip("-")
+        words = f"{name.replace('_', ' ')}, {part.replace('-', ' ')}" if part else name.replace("_", " ")
+        lines += ["", f"![Figure of the experiment {words}; its numbers are in the result file](figures/{path.name})"]
+    lines += ["", *(f"Note: {note}." for note in report["left_out"])]
+    lines.append(
+        f"Preset {preset}, {minutes(report['seconds'])} of work on a machine with {machine['cores']} cores, "
+        f"NumPy {report['versions']['numpy']}, {report['date'][:10]}. "
+        f"Code: [resnet/experiments/{name}.py](../resnet/experiments/{name}.py). "
+        f"Result file: [{name}-{preset}.json](results/{name}-{preset}.json)."
+    )
+    return lines
+
+
 def written(readme: str) -> str:
     """Return the text of README.md with its tables filled in anew."""
-    tables = {"results": training_table, "gradcheck": gradcheck_table, "speed": speed_tables, "gpu": gpu_tables}
+    tables = {
+        "results": training_table,
+        "claims": claims_table,
+        "gradcheck": gradcheck_table,
+        "speed": speed_tables,
+        "gpu": gpu_tables,
+    }
     for name, table in tables.items():
         pattern = rf"(<!-- {name}:begin[^\n]*-->\n).*?(<!-- {name}:end -->)"
         readme = re.sub(pattern, lambda match, table=table: f"{match[1]}{table()}\n{match[2]}", readme, flags=re.DOTALL)
@@ -164,4 +238,5 @@ def written(readme: str) -> str:
 if __name__ == "__main__":
     path = ROOT / "README.md"
     path.write_text(written(path.read_text()))
-    print(f"wrote the tables of {path.name}")
+    (ROOT / "docs" / "claims.md").write_text(claims_page())
+    print(f"wrote the tables of {path.name}, and docs/claims.md")

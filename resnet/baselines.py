@@ -9,6 +9,8 @@ Each keeps the training pictures and answers with the person of the nearest one.
 - Fisherfaces: the directions in which people differ most for how much one person's pictures differ, by Fisher's
   discriminant (P. Belhumeur, J. Hespanha and D. Kriegman, "Eigenfaces vs. Fisherfaces", IEEE PAMI 19(7), 1997).
 
+Two that are made for covered faces, and take longer, are in `resnet.occlusion_baselines`.
+
 Letters: N training pictures, M pictures to name, D pixels (times channels) in one, K people, P dimensions kept.
 """
 
@@ -24,6 +26,7 @@ from resnet.data.faces import Faces
 from resnet.evaluation import rank_k_accuracy
 
 Matrix = NDArray[np.float64]
+Rows = NDArray[np.floating]
 
 
 class TooFewPicturesError(ValueError):
@@ -49,14 +52,15 @@ class PixelNN:
         if not counts.all():
             raise ValueError(f"no training picture for the labels {np.flatnonzero(counts == 0).tolist()}")
         order = np.argsort(labels, kind="stable")
-        self._learn(pictures[order], labels[order])
+        pictures = pictures[order]
+        self._learn(pictures, labels[order])
         self._pixels = pictures.shape[1]
-        self._known = self._project(pictures[order])  # (N, P), one person's pictures side by side
+        self._known = self._project(pictures)  # (N, P), one person's pictures side by side
         self._starts = np.cumsum(counts) - counts  # (K,), where each person's pictures begin
         return self
 
     def scores(self, pictures: ArrayLike) -> Matrix:
-        """How near each picture (M, D) is to each person: minus the distance to that person's nearest one, (M, K).
+        """How likely each picture (M, D) shows each person, (M, K): minus the distance to that person's nearest one.
 
         Raises:
             ValueError: not fitted yet, wrong shape, or values that are not finite.
@@ -67,8 +71,7 @@ class PixelNN:
         pictures = _checked_pictures(pictures)
         if pictures.shape[1] != self._pixels:
             raise ValueError(f"expected pictures of {self._pixels} values like those fitted, got {pictures.shape[1]}")
-        distances = _distances(self._project(pictures), self._known)  # (M, P), (N, P) -> (M, N)
-        return -np.minimum.reduceat(distances, self._starts, axis=1)  # (M, N) -> (M, K)
+        return self._compare(self._project(pictures))
 
     def predict(self, pictures: ArrayLike) -> NDArray[np.intp]:
         """The number of the nearest person for each picture (M, D) -> (M,); the lower number wins a tie."""
@@ -77,9 +80,17 @@ class PixelNN:
     def _learn(self, pictures: Matrix, labels: NDArray[np.integer]) -> None:
         """Find the space to measure in, from pictures (N, D) sorted by label."""
 
-    def _project(self, pictures: Matrix) -> Matrix:
+    def _project(self, pictures: Matrix) -> Rows:
         """Pictures (M, D) in the space to measure in, (M, P)."""
         return pictures
+
+    def _compare(self, rows: Rows) -> Matrix:
+        """The scores (M, K) of projected pictures (M, P)."""
+        return -np.minimum.reduceat(self._distances(rows), self._starts, axis=1)  # (M, N) -> (M, K)
+
+    def _distances(self, rows: Rows) -> Matrix:
+        """How far projected pictures (M, P) are from the known ones (N, P): (M, N)."""
+        return euclidean_distances(rows, self._known)
 
 
 class Eigenfaces(PixelNN):
@@ -178,7 +189,9 @@ def fisher_discriminants(rows: Matrix, labels: NDArray[np.integer], shrinkage: f
     return Z @ vectors / np.sqrt(values)  # (P, K) @ (K, K - 1) / (K - 1,) -> (P, K - 1)
 
 
-def evaluate_baselines(train: Faces, tests: Mapping[str, Faces]) -> dict[str, dict[str, float]]:
+def evaluate_baselines(
+    train: Faces, tests: Mapping[str, Faces], baselines: Mapping[str, Callable[[], PixelNN]] = BASELINES
+) -> dict[str, dict[str, float]]:
     """Rank-1 accuracy of every baseline, trained on `train`, on every test set: result[baseline][test], 0 to 1.
 
     Fisherfaces cannot learn from one picture a person; its accuracy is then NaN.
@@ -194,7 +207,7 @@ def evaluate_baselines(train: Faces, tests: Mapping[str, Faces]) -> dict[str, di
             )
         if test.people != train.people:
             raise ValueError(f"test set {name!r} has other people than the training set, or in another order")
-    return {name: _evaluate(make(), train, tests) for name, make in BASELINES.items()}
+    return {name: _evaluate(make(), train, tests) for name, make in baselines.items()}
 
 
 def _evaluate(baseline: PixelNN, train: Faces, tests: Mapping[str, Faces]) -> dict[str, float]:
@@ -218,7 +231,7 @@ def _strongest(symmetric: Matrix, count: int) -> tuple[Matrix, Matrix]:
     return values[:kept], vectors[:, :kept]
 
 
-def _distances(a: Matrix, b: Matrix) -> Matrix:
+def euclidean_distances(a: Rows, b: Rows) -> Matrix:
     """Euclidean distances between rows (M, P) and rows (N, P): (M, N), by |a - b|² = |a|² + |b|² - 2 a·b."""
     squares = (a * a).sum(axis=1)[:, np.newaxis] + (b * b).sum(axis=1) - 2 * a @ b.T  # (M, 1) + (N,) - (M, N)
     return np.sqrt(np.maximum(squares, 0.0))  # rounding may leave a tiny negative for equal rows

@@ -24,6 +24,26 @@ def test_the_tables_are_those_of_the_result_files():
     assert load_writer().written(readme) == readme, "run: python docs/write_results.py"
 
 
+def test_the_page_of_claims_is_that_of_the_result_files():
+    page, writer = (ROOT / "docs" / "claims.md").read_text(), load_writer()
+    assert writer.claims_page() == page, "run: python docs/write_results.py"
+    for name in (report["experiment"] for report in writer.reports()):
+        assert f"\n## {name.replace('_', ' ')}\n" in page
+    for figure in re.findall(r"\]\((figures/[^)]+)\)", page):
+        assert (ROOT / "docs" / figure).is_file()
+
+
+def test_the_full_report_is_cited_rather_than_the_quick_one(tmp_path):
+    report = {"experiment": "paths", "claim": "C.", "finding": "F full.", "holds": True}
+    (tmp_path / "paths-full.json").write_text(json.dumps(report))
+    (tmp_path / "paths-quick.json").write_text(json.dumps(report | {"finding": "F quick."}))
+    (tmp_path / "lesion-quick.json").write_text(json.dumps(report | {"experiment": "lesion", "holds": False}))
+    assert load_writer().claims_table(tmp_path).splitlines()[2:] == [
+        "| [lesion](docs/claims.md#lesion): C. | **no** | F full. |",
+        "| [paths](docs/claims.md#paths): C. | yes | F full. |",
+    ]
+
+
 def test_without_a_gpu_the_readme_says_that_nobody_has_measured(tmp_path):
     assert load_writer().gpu_tables(tmp_path).startswith("**Not yet measured**")
 

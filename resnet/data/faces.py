@@ -157,6 +157,26 @@ def resize(picture: NDArray[np.uint8], size: int | tuple[int, int]) -> NDArray[n
     return _to_array(image.resize((width, height), Image.Resampling.BILINEAR))
 
 
+def reframe(faces: Faces, points: NDArray[np.float64], size: int) -> Faces:
+    """Crop faces so that their facial points come to lie at ``points``, as nearly as a straight box can do it.
+
+    The box's sides fit the six points best, by least squares, each axis by itself; where it would reach beyond the
+    picture it ends at the picture's edge. The crop is squashed or stretched to size x size.
+
+    Args:
+        faces: with the points that their pictures have now.
+        points: (6, 2), where they shall be, as (x, y) fractions of width and height.
+        size: side of the new pictures in pixels.
+
+    """
+    H, W = faces.pictures.shape[1:3]
+    ends = [np.polyval(np.polyfit(points[:, axis], faces.points[:, axis], 1), (0.0, 1.0)) for axis in (0, 1)]
+    (left, right), (top, bottom) = np.clip(ends, 0, 1)  # fractions of width and height
+    rows, columns = slice(round(top * H), round(bottom * H)), slice(round(left * W), round(right * W))
+    cropped = np.stack([resize(picture[rows, columns], size) for picture in faces.pictures])  # (N, size, size, C)
+    return replace(faces, pictures=cropped, points=points.copy())
+
+
 def split_by_person(
     labels: ArrayLike, test_share: float = 0.5, *, rng: np.random.Generator
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

@@ -287,7 +287,7 @@ def mask_sheet(pictures: Picture, points: Points, rng: np.random.Generator, colu
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command's options."""
     parser = argparse.ArgumentParser(prog="python -m resnet.data.masks", description="Write a sheet of masked faces.")
-    parser.add_argument("--data", default="orl", help="data set: orl, or folder for one folder a person (default: orl)")
+    parser.add_argument("--data", default="orl", help="orl, lfw, or folder for one folder a person (default: orl)")
     parser.add_argument("--data-dir", type=Path, help="where its pictures are")
     parser.add_argument("--template", choices=sorted(TEMPLATES), help="facial points (default: those of the data set)")
     parser.add_argument("--out", type=Path, default=Path("masks.png"), help="file to write (default: masks.png)")

@@ -36,7 +36,12 @@ class Rmfrd(NamedTuple):
 
 
 def load_rmfrd(
-    data_dir: str | Path, size: int | None = None, *, colour: bool = True, bad_pictures: str = "skip"
+    data_dir: str | Path,
+    size: int | None = None,
+    *,
+    colour: bool = True,
+    bad_pictures: str = "skip",
+    most_each: int | None = None,
 ) -> Rmfrd:
     """Load RMFRD, the people in alphabetical order.
 
@@ -47,6 +52,7 @@ def load_rmfrd(
         colour: RGB or grey.
         bad_pictures: "skip" leaves pictures that cannot be read out and lists them in the notes; "stop" raises one
             error that lists them.
+        most_each: most pictures of one person with a mask, and as many without: the first ones. None takes all.
 
     Raises:
         ValueError: the two folders are not there, or no picture in one of them can be used; a picture cannot be read
@@ -57,6 +63,7 @@ def load_rmfrd(
     root = _unpacked(data_dir)
     masked, ignored = list_people(root / MASKED)
     unmasked, ignored_too = list_people(root / UNMASKED)
+    masked, unmasked = ({name: paths[:most_each] for name, paths in part.items()} for part in (masked, unmasked))
     people = {name: [*masked.get(name, []), *unmasked.get(name, [])] for name in sorted({*masked, *unmasked})}
     both = assemble(people, options, note_ignored([*ignored, *ignored_too]))
 
