@@ -233,6 +233,20 @@ def test_numbers_of_draws_and_errors(task):
     )
 
 
+def test_each_error_is_that_of_its_own_surgery(task, monkeypatch):
+    monkeypatch.setattr(lesion, "without", lambda model, some: list(some))
+    monkeypatch.setattr(lesion, "permuted", lambda model, order: list(order))
+    monkeypatch.setattr(lesion, "error_rate", lambda training, model, test: model)
+    training, test, rng = task.training, task.tests["clean"], np.random.default_rng(0)
+    each = lesion.delete_each(training, task.tests)
+    assert each["without"] == [{"clean": [number]} for number in range(9)]
+    assert each["before"] == {"clean": training.model}
+    many = lesion.delete_several(training, test, 4, 6, rng)
+    assert many["errors"] == [list(some) for some in many["sets"]]
+    orders = lesion.reorder(training, test, 8, rng)
+    assert orders["errors"] == [list(order) for order in orders["orders"]]
+
+
 def test_the_error_rate_is_that_of_the_given_network(task):
     test = task.tests["clean"]
     right = (task.training.scores(test.pictures).argmax(axis=1) == test.labels).mean()
@@ -287,9 +301,10 @@ def test_from_cells_to_figures(lab):
 
 
 def outcome(before: float, without: float, outlier: float) -> dict[str, object]:
-    """Return a cell's result: the same error without each block that keeps its shape, but for one; another else."""
+    """Return a cell's result: errors about ``without`` for the blocks that keep their shape, but for one."""
     keeps = [True] * 3 + [False, True, True] * 2
-    errors = [without if keep else 0.9 for keep in keeps]
+    around = iter([-0.05, 0, -0.05, 0, 0.05, 0.05, 0.05])
+    errors = [without + next(around) if keep else 0.9 for keep in keeps]
     errors[1] = outlier
     rows = [{"error": error} for error in errors]
     return {"blocks": [""] * 9, "keeps_shape": keeps, "before": {"error": before}, "without": rows}

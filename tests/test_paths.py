@@ -240,5 +240,12 @@ def test_the_drawing_has_every_path_and_block(n):
     assert [boxes[f"$f_{block}$"] for block in range(1, n + 1)] == [2 ** (n - block) for block in range(1, n + 1)]
     lengths = Counter(text.get_text().split(":")[0] for text in unravelled.texts if "length" in text.get_text())
     assert lengths == {f"length {k}": comb(n, k) for k in range(n + 1)}
+    labels = [text.get_text().split(": ")[1] for text in unravelled.texts if "length" in text.get_text()]
+    expected = ["shortcuts only"]
+    for block in range(1, n + 1):  # first all paths by the shortcut, then the same by the branch
+        expected += [f"$f_{block}$" if path == "shortcuts only" else f"{path} $f_{block}$" for path in expected]
+    assert labels == expected
+    rows = [text.get_position()[1] for text in unravelled.texts if text.get_text() == "$f_1$"]
+    assert rows == list(range(2**n - 2, -1, -2))  # from the top every second one
     for axes in chains:
         assert [text.get_text() for text in axes.texts].count("$f_1$") == 1

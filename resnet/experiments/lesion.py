@@ -423,7 +423,7 @@ def _draw_one(nets: dict[str, Result], depths: list[str], settings: Result) -> F
 
 
 def _title(settings: Result, what: str) -> str:
-    return f"CIFAR-10, {settings['test_pictures']:,} test pictures; {what} of n = {len(settings['seeds'])} trainings"
+    return f"CIFAR-10, {settings['test_pictures']:,} test pictures; {what} of {_trainings(len(settings['seeds']))}"
 
 
 def _draw_several(nets: dict[str, Result], depths: list[str], settings: Result) -> Figure:
@@ -444,7 +444,7 @@ def _draw_several(nets: dict[str, Result], depths: list[str], settings: Result) 
             )
         blocks = len(nets["resnet" + depth]["blocks"])
         left.set(xlabel=f"blocks deleted at random, of {blocks}", ylabel="test error (%)")
-        left.set_title(f"deleted: mean and range, {settings['draws']} draws a network", fontsize=9)
+        left.set_title(f"deleted: mean and range, {settings['draws']} draws a training", fontsize=9)
         right.set(xlabel="Kendall's τ of the order with the trained one", ylabel="test error (%)")
         right.set_title("reordered: a point an order", fontsize=9)
         left.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -470,7 +470,7 @@ def _draw_orl(runs: list[Result]) -> Figure:
     axes.axhline(2.5, color="black", linewidth=0.8, linestyle=":", label="chance")
     axes.set(xlabel="deleted block (stage.block)", ylabel="rank-1 accuracy (%)", ylim=(0, 100))
     axes.set_title(
-        f"ORL, 40 people, ResNet-18: one block deleted; mean and range of n = {len(runs)} trainings", fontsize=9
+        f"ORL, 40 people, ResNet-18: one block deleted; mean and range of {_trainings(len(runs))}", fontsize=9
     )
     axes.legend(fontsize=8, title="test photographs", title_fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return figure

@@ -6,11 +6,11 @@ Criterion: on RMFRD, in 5 folds that keep people apart, the mean balanced accura
 the pixels has 92.4 %), and on the CPU one face takes, from its file to the answer, less than 40 ms at the 95th
 percentile, that is 25 faces a second.
 
-The first row of results is trained on real photographs of faces with and without masks. The second has never seen a
-real mask: it is trained on the unmasked photographs alone, as they are and with drawn masks. Both are tested on real
-ones. The positive answer is "wears a mask". Nothing is chosen by the test photographs: the answer is the likelier of
-the two, after a number of epochs set beforehand. RMFRD is known to hold some photographs in the wrong folder; they
-count as errors here.
+The first row of results is trained on the photographs of faces with and without masks, and for variety on the bare ones
+with masks drawn on as well. The second has never seen a real mask: it is trained on the bare photographs alone, as they
+are and with drawn masks. Both are tested on real masks. The positive answer is "wears a mask", and it is given where it
+is the likelier of the two, after a number of epochs set beforehand. RMFRD is known to hold some photographs in the
+wrong folder, and some of masks pulled down to the chin; they count as errors here.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from resnet.experiments.harness import Cell, Lab, Result, markdown, percent
 from resnet.statistics import bootstrap_interval
 from resnet.training import Training, assemble
 
-KINDS = ("real masks", "drawn masks only")
-REAL, DRAWN = KINDS
+KINDS = ("real and drawn masks", "drawn masks only")
+BOTH, DRAWN = KINDS
 ANSWERS = ("no mask", "mask")
 FOLDS = 5
 WANTED, LINEAR, MOST_MS = 0.97, 0.924, 40.0
@@ -60,7 +60,7 @@ class Settings:
     timed: int
 
 
-PRESETS = {"quick": Settings(6, 32, 4, 2, 100), "full": Settings(20, 48, 8, 5, 500)}
+PRESETS = {"quick": Settings(6, 32, 4, 2, 100), "full": Settings(20, 40, 8, 5, 500)}
 
 
 def cells(settings: Settings, lab: Lab) -> list[Cell]:
@@ -114,9 +114,8 @@ def labelled(faces: Faces, answer: int) -> Faces:
 def task(lab: Lab, *, size: int, epochs: int, fold: int, kind: str) -> tuple[Training, Faces]:
     """Return a training, trained to the end, and what to test it on."""
     learned, tested = divide(lab, size, fold)
-    if kind == DRAWN:
-        bare = learned.take(np.flatnonzero(learned.labels == 0))
-        learned = join(bare, labelled(masked_copies(bare, fold), 1))
+    bare = learned.take(np.flatnonzero(learned.labels == 0))
+    learned = join(learned if kind == BOTH else bare, labelled(masked_copies(bare, fold), 1))
     settings = {"image_size": size, "epochs": epochs, "repeats": 1, "seed": fold}
     config = lab.config(arch="resnet18", mask_probability=0.0, label_smoothing=0.05, **settings)
     training = assemble(config, balanced(learned), {})
@@ -138,7 +137,7 @@ def test_fold(lab: Lab, **facts: Any) -> Result:
 
 def time_faces(lab: Lab, *, size: int, epochs: int, timed: int) -> Result:
     """Time single faces from the file to the answer: read, decode, shrink, normalise, network."""
-    training, tested = task(lab, size=size, epochs=epochs, fold=0, kind=REAL)
+    training, tested = task(lab, size=size, epochs=epochs, fold=0, kind=BOTH)
     model, xp = training.model.fuse(), array_module(training.model.fc.weight.data)
     files = [tested.files[number % len(tested)] for number in range(timed)]
 
@@ -164,10 +163,10 @@ def summarize(settings: Settings, results: dict[str, Result]) -> Result:
     rows = {kind: _row([results[f"{kind}/fold {fold}"] for fold in range(settings.folds)]) for kind in KINDS}
     speed, mean = results["speed"], {kind: float(np.mean(row["balanced_accuracy"])) for kind, row in rows.items()}
     return {
-        "holds": mean[REAL] >= WANTED and speed["p95_ms"] < MOST_MS,
+        "holds": mean[BOTH] >= WANTED and speed["p95_ms"] < MOST_MS,
         "finding": (
-            f"RMFRD, {settings.folds} folds, people apart: balanced accuracy {100 * mean[REAL]:.1f} % when trained on "
-            f"real masks (wanted {100 * WANTED:.0f} %), {100 * mean[DRAWN]:.1f} % when trained on drawn masks only. "
+            f"RMFRD, {settings.folds} folds, people apart: balanced accuracy {100 * mean[BOTH]:.1f} % when trained on "
+            f"real and drawn masks (wanted {100 * WANTED:.0f} %), {100 * mean[DRAWN]:.1f} % when trained on drawn masks only. "
             f"One face takes {speed['p50_ms']:.1f} ms (median) or {speed['p95_ms']:.1f} ms (95th percentile) on the "
             f"CPU, {speed['faces_per_second']:.0f} faces a second."
         ),

@@ -312,7 +312,8 @@ def _draw_gradient(report: Result) -> Figure:
             axes.grid(alpha=0.3)
     settings = report["settings"]
     figure.suptitle(
-        f"CIFAR-10, a batch of {settings['pictures']} test pictures, n = {len(settings['seeds'])} trainings", fontsize=9
+        f"CIFAR-10, a batch of {settings['pictures']} test pictures; trainings: n = {len(settings['seeds'])}",
+        fontsize=9,
     )
     return figure
 
