@@ -31,6 +31,7 @@ from typing import Any, Protocol
 
 from matplotlib.figure import Figure
 
+from nn.checkpoint import write_atomically
 from resnet.config import TrainingConfig
 from resnet.experiments import NAMES
 from resnet.experiments.figures import save
@@ -166,7 +167,7 @@ def run(name: str, preset: str, lab: Lab, results: Path, figures: Path, say: Cal
     results.mkdir(parents=True, exist_ok=True)
     figures.mkdir(parents=True, exist_ok=True)
     written = [results / f"{name}-{preset}.json"]
-    write_json(written[0], report)
+    write_atomically(written[0], report_text(report).encode())
     report = _as_json(report)  # as everybody else will read it
     for part, figure in experiment.draw(report).items():
         written.append(save(figure, figures / "-".join(filter(None, (name, part, preset)))))
@@ -175,6 +176,13 @@ def run(name: str, preset: str, lab: Lab, results: Path, figures: Path, say: Cal
     say(f"{verdict}, on the part that was done" if left_out else verdict)
     say("written: " + ", ".join(str(path) for path in written))
     return report
+
+
+def report_text(report: Result) -> str:
+    """Return a report as JSON, indented but for its cells: of these a line each, as they are long."""
+    told = json.dumps({name: value for name, value in report.items() if name != "cells"}, indent=2)
+    cells = ",\n".join(f"    {json.dumps(name)}: {json.dumps(cell)}" for name, cell in report["cells"].items())
+    return f'{told[:-2]},\n  "cells": {{\n{cells}\n  }}\n}}\n'
 
 
 def available(cells: Iterable[Cell], sources: Sources) -> tuple[list[Cell], list[str]]:

@@ -85,7 +85,7 @@ TWENTY_SEVEN = (2, 3, 5, 8, 12, 16, 20)
 SEEDS = {name: tuple(range(shared.seeds)) for name, shared in degradation.PRESETS.items()}
 PRESETS = {
     "quick": Settings("quick", 5, SEEDS["quick"], {20: NINE}, 300, 20, 20, 48, 4, (0,)),
-    "full": Settings("full", 60, SEEDS["full"], {20: NINE, 56: TWENTY_SEVEN}, 1000, 20, 40, 64, 12, (0, 1, 2)),
+    "full": Settings("full", 60, SEEDS["full"], {20: NINE, 56: TWENTY_SEVEN}, 500, 20, 40, 64, 12, (0, 1, 2)),
 }
 
 

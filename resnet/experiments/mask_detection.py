@@ -60,7 +60,7 @@ class Settings:
     timed: int
 
 
-PRESETS = {"quick": Settings(6, 32, 4, 2, 100), "full": Settings(20, 40, 8, 5, 500)}
+PRESETS = {"quick": Settings(6, 32, 4, 2, 100), "full": Settings(20, 40, 10, 5, 500)}
 
 
 def cells(settings: Settings, lab: Lab) -> list[Cell]:
@@ -166,7 +166,7 @@ def summarize(settings: Settings, results: dict[str, Result]) -> Result:
         "holds": mean[BOTH] >= WANTED and speed["p95_ms"] < MOST_MS,
         "finding": (
             f"RMFRD, {settings.folds} folds, people apart: balanced accuracy {100 * mean[BOTH]:.1f} % when trained on "
-            f"real and drawn masks (wanted {100 * WANTED:.0f} %), {100 * mean[DRAWN]:.1f} % when trained on drawn masks only. "
+            f"real and drawn masks (wanted {100 * WANTED:.0f} %), {100 * mean[DRAWN]:.1f} % on drawn masks only. "
             f"One face takes {speed['p50_ms']:.1f} ms (median) or {speed['p95_ms']:.1f} ms (95th percentile) on the "
             f"CPU, {speed['faces_per_second']:.0f} faces a second."
         ),

@@ -67,7 +67,7 @@ class Settings:
 SEEDS = {name: tuple(range(shared.seeds)) for name, shared in degradation.PRESETS.items()}
 PRESETS = {
     "quick": Settings("quick", 3, SEEDS["quick"], {"resnet20": 20}, 50),
-    "full": Settings("full", 35, SEEDS["full"], {"resnet20": 126, "resnet56": 30}, 100),
+    "full": Settings("full", 35, SEEDS["full"], {"resnet20": 126, "resnet56": 12}, 100),
 }
 
 
