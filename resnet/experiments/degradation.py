@@ -235,7 +235,8 @@ def _judge_cifar(settings: Settings, finals: Result) -> tuple[bool, str]:
     sentence = (
         f"CIFAR-10, {settings.cifar_pictures:,} pictures, {settings.cifar_epochs} epochs: training error of plain-20 "
         f"{words['plain20']}, plain-56 {words['plain56']}; ResNet-20 {words['resnet20']}, ResNet-56 "
-        f"{words['resnet56']} (means, n = {len(gaps)})."
+        f"{words['resnet56']} (means, n = {len(gaps)}). So depth costs the plain net {100 * gaps.mean():.1f} points, "
+        f"the residual one {100 * excess:.1f}."
     )
     return holds, sentence
 
@@ -295,7 +296,7 @@ def _draw_curves(report: Result, results: dict[str, Result]) -> Figure:
     settings = report["settings"]
     figure.suptitle(
         f"CIFAR-10, {settings['cifar_pictures']:,} training and {settings['cifar_test_pictures']:,} test pictures; "
-        f"mean and range of n = {settings['seeds']} seeds; deep nets in thick lines",
+        f"mean and range of n = {settings['seeds']}; deep nets in thick lines",
         fontsize=9,
     )
     return figure
@@ -313,6 +314,8 @@ def _draw_depth(results: dict[str, Result]) -> Figure:
                 axes.plot(depth, np.mean(curves, axis=0), label=f"{NAMES[arch]} (n = {len(curves)})", **look)
             axes.set(title=f"{quantity}s {moment} training", yscale="log" if quantity == "gradient" else "linear")
             axes.grid(alpha=0.3)
+            if quantity == "response":
+                axes.set_ylim(0, 1.5)
         row[0].set_ylabel("standard deviation of response" if quantity == "response" else "norm of weight gradient")
     for axes in grid[1]:
         axes.set_xlabel("place of the 3×3 convolution, 0 at the input, 1 at the output")
@@ -325,7 +328,7 @@ def _draw_orl(results: dict[str, Result]) -> Figure:
     left, right = figure.subplots(1, 2)
     for index, arch in enumerate(ORL_NETS):
         runs = _runs(results, "orl", arch)
-        look = {"color": figures.INKS[1 - index], "linestyle": ("--", "-")[index]}
+        look = {"color": figures.INKS[index], "linestyle": figures.LINES[index]}
         _band(left, [run["train_loss"] for run in runs], f"{NAMES[arch]} (n = {len(runs)})", **look)
         after = np.mean([run["before"]["gradient"] for run in runs], axis=0)
         right.plot(np.linspace(0, 1, len(after)), after, label=NAMES[arch], **figures.style(index))
