@@ -5,22 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from conftest import assert_close, normal
+from small_networks import with_statistics
 
 from nn import BatchNorm2d, Conv2d, Identity, LeakyReLU, Sequential
-from nn.module import Module
 from resnet.models import make_model
-
-
-def with_statistics(model: Module, rng: np.random.Generator) -> Module:
-    """Give every batch norm a scale, a shift and statistics as after a training."""
-    for _, module in model.named_modules():
-        if isinstance(module, BatchNorm2d):
-            channels = module.weight.data.size
-            module.weight.data = rng.uniform(-1.5, 1.5, channels)
-            module.bias.data = rng.normal(size=channels)
-            module.running_mean.data = rng.normal(size=channels)
-            module.running_var.data = rng.uniform(0.1, 2.0, channels)
-    return model
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])

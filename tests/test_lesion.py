@@ -9,41 +9,17 @@ from math import comb
 import numpy as np
 import pytest
 from conftest import assert_close, normal
-from test_fuse import with_statistics
+from small_networks import KINDS, act, done, noise_task, small, untrained_lab
 
 from nn.conv import conv2d_forward
-from resnet.blocks import BasicBlock, Bottleneck, PlainBasicBlock, PlainBottleneck
-from resnet.data import Faces
+from resnet.blocks import BasicBlock
 from resnet.experiments import degradation, lesion
 from resnet.experiments.harness import Lab
 from resnet.experiments.surgery import block_names, blocks, keeps_shape, movable, permuted, stages, subsets, without
-from resnet.experiments.trainings import Task
 from resnet.models import build, make_model
 from resnet.statistics import kendall_tau
-from resnet.training import assemble
-
-KINDS = {  # block, shortcut option, activation
-    "option A": (BasicBlock, "A", "relu"),
-    "projection": (BasicBlock, "B", "leaky_relu"),
-    "bottleneck": (Bottleneck, "B", "leaky_relu"),
-    "bottleneck, option A": (Bottleneck, "A", "relu"),
-    "plain": (PlainBasicBlock, "A", "relu"),
-    "plain bottleneck": (PlainBottleneck, "A", "leaky_relu"),
-}
-
-
-def small(kind, rng, depths=(3, 2), slope=0.1):
-    """Return a network of two stages in float64, with the statistics of a trained one, in the state of eval."""
-    block, option, activation = KINDS[kind]
-    options = {"activation": activation, "negative_slope": slope, "stem": "small", "option": option, "rng": rng}
-    return with_statistics(build(block, depths, (4, 6), 3, 2, **options), rng).astype(np.float64).eval()
-
 
 # The same, by hand
-
-
-def act(kind, x, slope=0.1):
-    return np.where(x > 0, x, (slope if KINDS[kind][2] == "leaky_relu" else 0.0) * x)
 
 
 def norm(layer, x):
@@ -205,13 +181,8 @@ def test_subsets_are_different_and_all_there_are_if_few(rng):
 
 
 @pytest.fixture
-def task(rng, tmp_path) -> Task:
-    """Return a training of ResNet-20 on noise that has not begun."""
-    faces = Faces(
-        rng.integers(0, 256, (12, 8, 8, 3), np.uint8), np.arange(12) % 3, ("a", "b", "c"), ("",) * 12, np.zeros((6, 2))
-    )
-    config = Lab(backend="numpy", threads=1, quiet=True).config(arch="resnet20", stem="small", epochs=1, batch_size=6)
-    return Task(assemble(config, faces, {}), {"clean": faces})
+def task(rng):
+    return noise_task(rng)
 
 
 def test_numbers_of_draws_and_errors(task):
@@ -265,11 +236,8 @@ TINY = lesion.Settings("quick", 1, (0, 1), {20: (2, 3)}, 6, 3, 4, 48, 4, (0,))
 
 
 @pytest.fixture
-def lab(task, monkeypatch) -> Lab:
-    """Return a laboratory in which every CIFAR training is that of ``task``, and ends at once."""
-    monkeypatch.setattr(degradation, "cifar_task", lambda *_: task)
-    monkeypatch.setattr(Lab, "train", lambda *_: [])
-    return Lab(threads=1, quiet=True)
+def lab(task, monkeypatch):
+    return untrained_lab(task, monkeypatch)
 
 
 def test_cells_of_all_presets_have_names_and_settings_of_their_own():
@@ -281,11 +249,6 @@ def test_cells_of_all_presets_have_names_and_settings_of_their_own():
         assert len(cells) == len(settings.seeds) * 2 * sizes + len(settings.orl_seeds)
         assert settings.preset in degradation.PRESETS
         assert settings.test_pictures <= degradation.PRESETS[settings.preset].cifar_test_pictures
-
-
-def done(cells):
-    """Do those cells that need CIFAR-10; return their results as they are kept."""
-    return {cell.name: json.loads(json.dumps(cell.work())) for cell in cells if "cifar10" in cell.needs}
 
 
 def test_from_cells_to_figures(lab):

@@ -10,7 +10,7 @@ from math import comb
 import numpy as np
 import pytest
 from conftest import assert_close, normal
-from test_lesion import KINDS, act, done, lab, small, task  # noqa: F401
+from small_networks import KINDS, act, done, noise_task, small, untrained_lab
 
 from nn import SoftmaxCrossEntropy
 from nn.conv import conv2d_backward, conv2d_forward
@@ -21,6 +21,16 @@ from resnet.models import make_model
 
 RESIDUAL = [kind for kind in KINDS if "plain" not in kind]
 LABELS = np.array([2, 0])
+
+
+@pytest.fixture
+def task(rng):
+    return noise_task(rng)
+
+
+@pytest.fixture
+def lab(task, monkeypatch):
+    return untrained_lab(task, monkeypatch)
 
 
 def all_paths(n):
@@ -214,7 +224,7 @@ def test_cells_of_all_presets_have_names_and_settings_of_their_own():
         assert settings.pictures <= degradation.PRESETS[settings.preset].cifar_test_pictures
 
 
-def test_from_cells_to_figures(lab):  # noqa: F811
+def test_from_cells_to_figures(lab):
     settings = paths.Settings("quick", 1, (0,), {"resnet20": 3}, 6)
     results = done(paths.cells(settings, lab))
     assert [cell["count"] for cell in results.values()] == [comb(9, k) for k in range(10)]

@@ -14,7 +14,8 @@ from resnet.experiments.sources import ADVICE, SETS, Sources
 from resnet.memory import OutOfMemoryError
 from resnet.training import TrainingError
 
-ROOT = Path(__file__).parents[2]
+CHECKOUT = Path(__file__).parents[2]
+HOME = CHECKOUT if (CHECKOUT / "pyproject.toml").is_file() else Path()  # an installed package writes where it is run
 
 
 def table(lab: Lab, results: Path) -> str:
@@ -38,8 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--preset", choices=PRESETS, default="quick", help="how thorough (quick: up to 10 minutes)")
     for name in SETS:
         parser.add_argument(f"--{name}", type=Path, metavar="DIR", help=ADVICE[name])
-    parser.add_argument("--results", type=Path, default=ROOT / "docs/results", help="folder of the result files")
-    parser.add_argument("--figures", type=Path, default=ROOT / "docs/figures", help="folder of the figures")
+    parser.add_argument("--results", type=Path, default=HOME / "docs/results", help="folder of the result files")
+    parser.add_argument("--figures", type=Path, default=HOME / "docs/figures", help="folder of the figures")
     parser.add_argument("--work", type=Path, default=Lab.work, help="folder of what is done so far (%(default)s)")
     parser.add_argument("--backend", choices=("auto", "numpy", "cupy"), default="auto", help="where to compute")
     parser.add_argument("--threads", type=int, default=0, help="cores to compute on, 0 for all (0)")
