@@ -373,6 +373,20 @@ def test_training_on_drawn_masks_never_sees_a_real_one(lab):
     assert faces.pictures.shape[3] == 3
 
 
+def test_recolouring_changes_the_order_of_colours_of_the_mask_and_nothing_else(rng):
+    bare = replace(made_up(40), pictures=rng.integers(0, 256, (40, 16, 16, 3), dtype=np.uint8))
+    masked = replace(bare, pictures=bare.pictures.copy())
+    masked.pictures[:, 8:, 4:12] = (10, 20, 30)
+    found = mask_detection.recoloured(masked, bare, rng).pictures
+    np.testing.assert_array_equal(found[:, :8], bare.pictures[:, :8])
+    np.testing.assert_array_equal(found[:, 8:, :4], bare.pictures[:, 8:, :4])
+    orders = {tuple(colour) for colour in found[:, 8, 4].tolist()}
+    assert len(orders) == 6
+    assert all(sorted(order) == [10, 20, 30] for order in orders)
+    for picture in found:
+        assert len(np.unique(picture[8:, 4:12].reshape(-1, 3), axis=0)) == 1  # one order a picture
+
+
 def test_the_rarer_answer_is_repeated():
     faces = replace(made_up(7, people=2), labels=np.array([0, 0, 1, 0, 0, 1, 0]), people=mask_detection.ANSWERS)
     even = mask_detection.balanced(faces)
@@ -401,8 +415,8 @@ def test_the_verdict_of_mask_detection_needs_accuracy_and_speed():
 
     good = mask_detection.summarize(settings, results(2, 30.0))
     assert good["holds"] is True
-    assert good["rows"]["real masks"]["confusion"] == [[96, 4], [0, 100]]
-    assert good["rows"]["real masks"]["precision"] == [pytest.approx(50 / 52)] * 2
-    assert good["rows"]["real masks"]["recall"] == [1.0, 1.0]
+    assert good["rows"]["real and drawn masks"]["confusion"] == [[96, 4], [0, 100]]
+    assert good["rows"]["real and drawn masks"]["precision"] == [pytest.approx(50 / 52)] * 2
+    assert good["rows"]["real and drawn masks"]["recall"] == [1.0, 1.0]
     assert mask_detection.summarize(settings, results(4, 30.0))["holds"] is False
     assert mask_detection.summarize(settings, results(2, 50.0))["holds"] is False

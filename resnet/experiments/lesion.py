@@ -243,6 +243,10 @@ def summarize(settings: Settings, results: dict[str, Result]) -> Result:
     }
     faces = [result for name, result in results.items() if name.startswith("orl/")]
     sentences = [_verdict(settings, nets) if nets else "The criterion is about CIFAR-10, which is missing."]
+    others = [
+        f"{_name(arch)} {_percent(net['damage'])}" for arch, net in nets.items() if not arch.endswith(str(JUDGED))
+    ]
+    sentences += [f"Of the way to chance, the same way: {', '.join(others)}."] if others else []
     sentences += [_orl_sentence(faces)] if faces else []
     return {"holds": bool(nets) and _holds(nets), "finding": " ".join(sentences), "nets": nets}
 

@@ -99,6 +99,23 @@ def divide(lab: Lab, size: int, fold: int) -> tuple[Faces, Faces]:
     return parts[0], parts[1]
 
 
+def recoloured(masked: Faces, bare: Faces, rng: np.random.Generator) -> Faces:
+    """Return masked faces whose masks have their red, green and blue at random places.
+
+    Drawn masks are mostly blue, green, white or dark. A network would learn that pink is skin, and miss pink masks.
+
+    Args:
+        masked: the faces with drawn masks.
+        bare: the same faces without; what differs is the mask.
+        rng: source of the draws.
+    """
+    pictures = masked.pictures.copy()
+    for picture, before in zip(pictures, bare.pictures, strict=True):
+        changed = (picture != before).any(axis=2)  # (H, W)
+        picture[changed] = picture[changed][:, rng.permutation(picture.shape[2])]  # (pixels, C)
+    return replace(masked, pictures=pictures)
+
+
 def balanced(faces: Faces) -> Faces:
     """Return the pictures with those of the rarer answer repeated until both answers come equally often."""
     each = [np.flatnonzero(faces.labels == answer) for answer in range(len(ANSWERS))]
@@ -115,7 +132,8 @@ def task(lab: Lab, *, size: int, epochs: int, fold: int, kind: str) -> tuple[Tra
     """Return a training, trained to the end, and what to test it on."""
     learned, tested = divide(lab, size, fold)
     bare = learned.take(np.flatnonzero(learned.labels == 0))
-    learned = join(learned if kind == BOTH else bare, labelled(masked_copies(bare, fold), 1))
+    drawn = recoloured(masked_copies(bare, fold), bare, np.random.default_rng([fold, 1]))
+    learned = join(learned if kind == BOTH else bare, labelled(drawn, 1))
     settings = {"image_size": size, "epochs": epochs, "repeats": 1, "seed": fold}
     config = lab.config(arch="resnet18", mask_probability=0.0, label_smoothing=0.05, **settings)
     training = assemble(config, balanced(learned), {})
