@@ -197,14 +197,14 @@ def judged(*factors):
 def test_the_verdict_is_that_of_the_criterion():
     report = judged(0.45, 0.3)
     assert report["holds"] is True
-    assert "shorter than n/3 on average: as Veit et al. found." in report["finding"]
+    assert "The criterion: ResNet-20 meets it." in report["finding"]
     assert "512 paths" in report["finding"]
     assert paths.table(judged(0.25)).splitlines()[-1] == (
         "| ResNet-20 | 9 | 512 | 0.25 | -1.000 | 4.5 | 1.8 | 0 to 4 | 50 % |"
     )
     assert judged(0.3, 0.55)["holds"] is False  # every network must, and n/3 is where a block takes half
-    assert "not shorter than n/3 on average: not as Veit et al. found." in judged(0.55)["finding"]
-    assert "does not fall exponentially" in judged(1.1)["finding"]
+    assert "The criterion: ResNet-20 does not meet it." in judged(0.55)["finding"]
+    assert judged(1.1)["holds"] is False
 
 
 def test_a_gradient_that_falls_but_not_steadily_is_no_exponential():

@@ -121,18 +121,18 @@ def summarize(settings: Settings, results: dict[str, Result]) -> Result:
         lengths = range(BLOCKS[arch] + 1)
         runs = [[results[f"{arch}/seed {seed}/length {k}"] for k in lengths] for seed in settings.seeds]
         nets[arch] = [profile(run) for run in runs]
-    falls = all(net["correlation"] < STRAIGHT for some in nets.values() for net in some)
-    short = all(net["mean_length"] < _third(net) for some in nets.values() for net in some)
-    plain = (
-        f"So the gradient {'falls' if falls else 'does not fall'} exponentially with the path's length in every "
-        f"network, and the paths that carry it are {'' if short else 'not '}shorter than n/3 on average: "
-        f"{'' if falls and short else 'not '}as Veit et al. found."
-    )
+    verdicts = {arch: all(_as_claimed(net) for net in some) for arch, some in nets.items()}
+    plain = "; ".join(f"{NAMES[arch]} {'meets' if met else 'does not meet'} it" for arch, met in verdicts.items())
     return {
-        "holds": falls and short,
-        "finding": " ".join([*[_sentence(arch, some) for arch, some in nets.items()], plain]),
+        "holds": all(verdicts.values()),
+        "finding": " ".join([*[_sentence(arch, some) for arch, some in nets.items()], f"The criterion: {plain}."]),
         "nets": nets,
     }
+
+
+def _as_claimed(net: Result) -> bool:
+    """Whether a network's gradient falls exponentially with the length, and comes through paths shorter than n/3."""
+    return bool(net["correlation"] < STRAIGHT and net["mean_length"] < _third(net))
 
 
 def profile(run: Sequence[Result]) -> Result:
