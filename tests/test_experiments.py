@@ -111,13 +111,13 @@ def test_progress_tells_how_long_the_rest_will_take(tmp_path, monkeypatch):
     monkeypatch.setattr(harness.time, "perf_counter", lambda: next(clock))
     cells = [Cell(name, dict, {}, cost=cost) for name, cost in (("a", 1), ("b", 2), ("c", 12))]
     lines: list[str] = []
-    harness.do(cells, tmp_path, lines.append)
+    harness.do(cells, tmp_path, Sources(), lines.append)
     assert lines == [
         "1 of 3 cells: a took 10.0 s; about 2 min left",
         "2 of 3 cells: b took 20.0 s; about 2 min left",
         "3 of 3 cells: c took 70.0 s",
     ]
-    harness.do(cells, tmp_path, lines.append)
+    harness.do(cells, tmp_path, Sources(), lines.append)
     assert lines[3:] == ["3 of 3 cells are done already"]
 
 
@@ -134,10 +134,20 @@ def test_changed_settings_and_damaged_files_are_done_again(lab, tmp_path, monkey
     folder = lab.work / "one-quick"
     harness.place(cells[0], folder).write_text('{"settings": {"number"')
     harness.place(cells[1], folder).write_text("[]")
-    assert [harness.read(cell, folder) is None for cell in cells] == [True, True, False]
-    assert harness.read(replace(cells[2], settings={"number": 5}), folder) is None
+    assert [harness.read(cell, folder, lab.sources) is None for cell in cells] == [True, True, False]
+    assert harness.read(replace(cells[2], settings={"number": 5}), folder, lab.sources) is None
     run(module, lab, tmp_path, monkeypatch)
     assert done == [0, 1, 2, 0, 1]
+
+
+def test_a_cell_is_done_again_with_other_data(tmp_path):
+    cell = Cell("one", lambda: {"value": 1}, {}, needs=("orl", "lfw"))
+    first = Sources({"orl": tmp_path / "a", "lfw": tmp_path / "b"})
+    harness.do([cell], tmp_path, first, lambda line: None)
+    same = Sources({"orl": tmp_path / "b/../a", "lfw": tmp_path / "b", "cifar10": tmp_path / "c"})
+    assert harness.read(cell, tmp_path, same) == {"result": {"value": 1}, "seconds": 0.0}
+    for other in (Sources({"orl": tmp_path / "c", "lfw": tmp_path / "b"}), Sources({"lfw": tmp_path / "b"})):
+        assert harness.read(cell, tmp_path, other) is None
 
 
 def test_cells_with_like_names_have_files_of_their_own(tmp_path):
@@ -164,6 +174,7 @@ KILLED = """
 import json, sys, time
 from pathlib import Path
 from resnet.experiments.harness import Cell, do
+from resnet.experiments.sources import Sources
 folder, log = Path(sys.argv[1]), Path(sys.argv[2])
 def work(number):
     time.sleep(0.05)
@@ -171,7 +182,7 @@ def work(number):
         file.write(f"{number}\\n")
     return {"value": number, "padding": "x" * 200_000}
 cells = [Cell(f"cell {n}", lambda n=n: work(n), {"n": n}) for n in range(12)]
-print(json.dumps([kept["result"]["value"] for kept in do(cells, folder, lambda line: None).values()]))
+print(json.dumps([kept["result"]["value"] for kept in do(cells, folder, Sources(), lambda line: None).values()]))
 """
 
 
@@ -326,7 +337,7 @@ def test_a_committed_report_follows_from_its_cells_and_the_settings_of_its_prese
 
 
 def test_the_command_lists_all_with_cost_and_state(tmp_path, capsys):
-    report = {"date": "2026-11-24T10:00:00+00:00", "seconds": 600}
+    report = {"date": "2026-11-24T10:00:00+00:00", "seconds": 600, "left_out": []}
     (tmp_path / "paths-full.json").write_text(json.dumps(report))
     assert main(["--results", str(tmp_path), "--work", str(tmp_path / "work")]) == 0
     listing = capsys.readouterr().out

@@ -11,14 +11,15 @@ An experiment is a module with
     draw           the report -> figures by name ("" for an experiment's only one)
 
 A cell's result is written as soon as it is there, whole or not at all. A run that was killed goes on with the first
-cell that is missing; a training within a cell goes on too (``networks.py``). A cell is done again when its settings
-have changed.
+cell that is missing; a training within a cell goes on too (``networks.py``). A cell is done again when its settings or
+the folders of its data have changed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -31,6 +32,7 @@ from typing import Any, Protocol
 
 from matplotlib.figure import Figure
 
+from nn.backend import choose_backend
 from nn.checkpoint import write_atomically
 from resnet.config import TrainingConfig
 from resnet.experiments import NAMES
@@ -149,7 +151,7 @@ def run(name: str, preset: str, lab: Lab, results: Path, figures: Path, say: Cal
     cells, left_out = available(experiment.cells(settings, lab), lab.sources)
     for line in left_out:
         say(f"note: {line}")
-    done = do(cells, lab.work / f"{name}-{preset}", say)
+    done = do(cells, lab.work / f"{name}-{preset}", lab.sources, say)
     report: Result = {
         "experiment": name,
         "preset": preset,
@@ -160,7 +162,7 @@ def run(name: str, preset: str, lab: Lab, results: Path, figures: Path, say: Cal
         "settings": asdict(settings),
         "seconds": round(sum(kept["seconds"] for kept in done.values()), 1),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": machine("numpy") | {"backend": lab.backend, "threads": lab.threads},
+        "machine": machine(choose_backend(lab.backend)) | {"threads": lab.threads or os.cpu_count()},
         "versions": {package: version(package) for package in PACKAGES},
         "cells": done,
     }
@@ -200,13 +202,13 @@ def available(cells: Iterable[Cell], sources: Sources) -> tuple[list[Cell], list
     return usable, [f"left out {len(cells) - len(usable)} of {len(cells)} cells; they need {line}" for line in advice]
 
 
-def do(cells: list[Cell], folder: Path, say: Callable[[str], None]) -> dict[str, Result]:
+def do(cells: list[Cell], folder: Path, sources: Sources, say: Callable[[str], None]) -> dict[str, Result]:
     """Do the cells that are not done yet; return the results of all with their seconds, by the cells' names.
 
     Tells after each how long it took and how long the rest will take, going by the costs.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    done = {cell.name: kept for cell in cells if (kept := read(cell, folder)) is not None}
+    done = {cell.name: kept for cell in cells if (kept := read(cell, folder, sources)) is not None}
     if done:
         say(f"{len(done)} of {len(cells)} cells are done already")
     left = sum(cell.cost for cell in cells if cell.name not in done)
@@ -218,18 +220,23 @@ def do(cells: list[Cell], folder: Path, say: Callable[[str], None]) -> dict[str,
         result = _as_json(cell.work())  # as it will be read back
         taken = time.perf_counter() - start
         done[cell.name] = {"result": result, "seconds": round(taken, 2)}
-        write_json(place(cell, folder), {"settings": _as_json(cell.settings), **done[cell.name]})
+        write_json(place(cell, folder), {**identity(cell, sources), **done[cell.name]})
         seconds, cost, left = seconds + taken, cost + cell.cost, left - cell.cost
         remaining = f"; about {minutes(seconds / cost * left)} left" if left > 0 else ""
         say(f"{len(done)} of {len(cells)} cells: {cell.name} took {taken:.1f} s{remaining}")
     return {cell.name: done[cell.name] for cell in cells}
 
 
-def read(cell: Cell, folder: Path) -> Result | None:
-    """Return what is kept of a cell, None if it was never done, with other settings, or its file is damaged."""
+def identity(cell: Cell, sources: Sources) -> Result:
+    """Return what a cell's result depends on: its settings, and where its data lie."""
+    return {"settings": _as_json(cell.settings), "data": {name: sources.place(name) for name in cell.needs}}
+
+
+def read(cell: Cell, folder: Path, sources: Sources) -> Result | None:
+    """Return what is kept of a cell; None if it was not done or with other settings or data, or its file is damaged."""
     try:
         kept = json.loads(place(cell, folder).read_text())
-        if kept["settings"] == _as_json(cell.settings):
+        if {name: kept[name] for name in ("settings", "data")} == identity(cell, sources):
             return {"result": kept["result"], "seconds": kept["seconds"]}
     except (OSError, ValueError, KeyError, TypeError):
         pass
@@ -246,7 +253,8 @@ def state(name: str, preset: str, lab: Lab, results: Path) -> str:
     """Return how far an experiment is: "done 2026-11-24, took 12 min", "3 of 12 cells", "not begun", "needs --lfw"."""
     try:
         report = json.loads((results / f"{name}-{preset}.json").read_text())
-        return f"done {report['date'][:10]}, took {minutes(report['seconds'])}"
+        part = " in part" if report["left_out"] else ""
+        return f"done{part} {report['date'][:10]}, took {minutes(report['seconds'])}"
     except (OSError, ValueError, KeyError):
         pass
     experiment = load(name)
@@ -254,7 +262,7 @@ def state(name: str, preset: str, lab: Lab, results: Path) -> str:
     missing = [f"--{need}" for need in SETS if any(need in cell.needs for cell in cells) and not lab.sources.has(need)]
     if missing and all(any(f"--{need}" in missing for need in cell.needs) for cell in cells):
         return "needs " + " and ".join(missing)
-    kept = sum(read(cell, lab.work / f"{name}-{preset}") is not None for cell in cells)
+    kept = sum(read(cell, lab.work / f"{name}-{preset}", lab.sources) is not None for cell in cells)
     return f"{kept} of {len(cells)} cells" if kept else "not begun"
 
 

@@ -38,6 +38,11 @@ class Sources:
             return True
         return name == "orl" and _orl_is_carried()
 
+    def place(self, name: str) -> str:
+        """Return where a set lies: its folder, or the package that carries ORL."""
+        folder = self.folders.get(name)
+        return "its package" if folder is None else str(folder.resolve())
+
     def faces(self, name: str, size: int) -> Faces:
         """Return "orl" or "lfw" in grey, ``size``² pixels, loaded once.
 
