@@ -387,11 +387,18 @@ def test_recolouring_changes_the_order_of_colours_of_the_mask_and_nothing_else(r
         assert len(np.unique(picture[8:, 4:12].reshape(-1, 3), axis=0)) == 1  # one order a picture
 
 
-def test_the_rarer_answer_is_repeated():
-    faces = replace(made_up(7, people=2), labels=np.array([0, 0, 1, 0, 0, 1, 0]), people=mask_detection.ANSWERS)
-    even = mask_detection.balanced(faces)
-    assert np.bincount(even.labels).tolist() == [5, 5]
-    assert [even.files.count(f"{number}.png") for number in (2, 5)] == [3, 2]
+def test_real_and_drawn_masks_come_equally_often_and_bare_faces_as_often_as_both(lab):
+    training, _ = mask_detection.task(lab, size=16, epochs=1, fold=0, kind="real and drawn masks")
+    faces = training.train_faces
+    real = np.array(["AFDB_masked" in file for file in faces.files])
+    bare, drawn = faces.labels == 0, (faces.labels == 1) & ~real
+    assert bare.sum() == 2 * drawn.sum() == 2 * real.sum() > 0
+    assert (faces.labels[real] == 1).all()
+    assert {faces.files.count(file) for file in np.array(faces.files)[bare & ~real]} == {3}  # twice bare, once drawn
+
+
+def test_pictures_are_repeated_in_turns():
+    assert mask_detection.repeated(made_up(3), 5).files == ("0.png", "1.png", "2.png", "0.png", "1.png")
 
 
 def test_mask_detection_reports_folds_and_speed(lab, tmp_path, monkeypatch):
