@@ -247,6 +247,11 @@ def table(report: Result) -> str:
     return markdown(header, rows)
 
 
+def _label(kind: str) -> str:
+    """Return "pixels", or e.g. "network, with drawn masks"."""
+    return kind if kind == PIXELS else f"network, {kind}"
+
+
 def draw(report: Result) -> dict[str, Figure]:
     """Draw the rank-1 and rank-5 rates, and the ROC curves."""
     rows, cells = report["rows"], report["cells"]
@@ -257,7 +262,7 @@ def draw(report: Result) -> dict[str, Figure]:
         rank: [(100 * (np.mean(r[key]) - min(r[key])), 100 * (max(r[key]) - np.mean(r[key]))) for r in rows.values()]
         for rank, key in RANKS.items()
     }
-    figures.bars(left, [f"network,\n{kind}" if kind != PIXELS else kind for kind in rows], heights, errors)
+    figures.bars(left, [_label(kind).replace(", ", ",\n") for kind in rows], heights, errors)
     left.axhline(100 * report["chance"], color="black", linestyle=":", label="chance, rank 1")
     counts = rows[WITH]
     left.set(title=f"{counts['of']} masked probes, {len(counts['people'])} groups: mean, range", ylabel="found (%)")
@@ -265,9 +270,9 @@ def draw(report: Result) -> dict[str, Figure]:
     for index, kind in enumerate(rows):
         curves = [cells[f"{kind}/group {g}"]["result"]["roc"] for g in range(len(counts["people"]))]
         rates = np.mean([curve["true_accepts"] for curve in curves], axis=0)
-        label = f"{kind} (AUC {np.mean(rows[kind]['auc']):.3f})"
+        label = f"{_label(kind)} (AUC {np.mean(rows[kind]['auc']):.3f})"
         right.plot(curves[0]["false_accepts"], rates, label=label, **figures.style(index) | {"markersize": 3})
-    right.plot([1e-4, 1], [1e-4, 1], color="0.6", linewidth=0.8, label="chance")
+    right.plot(curves[0]["false_accepts"], curves[0]["false_accepts"], color="0.6", linewidth=0.8, label="chance")
     right.set(xscale="log", xlabel="false accepts (share of impostors)", ylabel="true accepts (share)")
     right.set_title("unmasked gallery, really masked probes")
     right.axvline(FALSE_ACCEPTS, color="0.6", linestyle=":", linewidth=0.8)
