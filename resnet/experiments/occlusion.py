@@ -359,14 +359,15 @@ def _draw_where(found: Result) -> Figure:
     most = max(float(values.max()) for values in maps)
     panels = figure.subplots(1, 3)
     panels[0].imshow(face, cmap="gray", vmin=0, vmax=255)
-    panels[0].set_title(f"mean of {found['faces']} ORL test faces", fontsize=9)
+    panels[0].set_title("mean face", fontsize=9)
+    figure.suptitle(f"{OURS}: where it hurts to cover a face; mean of {found['faces']} ORL test faces", fontsize=10)
     margin = PATCH / 2 * len(face) / 64
     extent = (margin, len(face) - margin, len(face) - margin, margin)
     for axes, values, masks in zip(panels[1:], maps, TRAININGS, strict=True):
         axes.imshow(face, cmap="gray", vmin=0, vmax=255)
         shown = axes.imshow(values, cmap="inferno", vmin=0, vmax=most, alpha=0.65, extent=extent)
         axes.contour(values, levels=[most / 2], colors="white", linewidths=1.2, extent=(*extent[:2], *extent[:1:-1]))
-        axes.set(title=f"{OURS}, {masks} training", xlim=(-0.5, len(face) - 0.5), ylim=(len(face) - 0.5, -0.5))
+        axes.set(title=f"{masks} training", xlim=(-0.5, len(face) - 0.5), ylim=(len(face) - 0.5, -0.5))
         axes.title.set_fontsize(9)
     figure.colorbar(shown, ax=panels[2], label="fall of the true person's probability")
     for axes in panels:
