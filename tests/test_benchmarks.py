@@ -465,7 +465,7 @@ def test_the_data_path_beside_batches_made_before(tmp_path, capsys):
     assert [result["adds"]["min"], result["adds"]["max"]] == pytest.approx(ratios)
     assert "the data path adds" in capsys.readouterr().out
     assert data.main(["--data", "folder", "--data-dir", str(tmp_path / "nothing")]) == 1
-    assert "error: expected a folder" in capsys.readouterr().err
+    assert "error: expected one folder a person" in capsys.readouterr().err
 
 
 def test_a_result_file_that_cannot_be_written_stops_before_measuring(tmp_path, capsys):

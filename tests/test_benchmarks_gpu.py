@@ -342,7 +342,7 @@ def test_a_training_and_one_that_fails(tmp_path):
     assert set(found) == {"clean_accuracy", "masked_accuracy", "pictures_per_second"}
     assert 0 <= found["masked_accuracy"] <= 1
     assert not (tmp_path / "run").exists()  # it went to a folder that is gone
-    with pytest.raises(CheckError, match=r"^error: expected a folder"):
+    with pytest.raises(CheckError, match=r"^error: expected one folder a person"):
         gpu.train(quick(tmp_path / "nobody", tmp_path / "run"), dict(os.environ), end)
 
 
