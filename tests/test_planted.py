@@ -49,7 +49,16 @@ MODULES = {
 METHODS = {"sum", "mean", "max", "min", "argmax", "all", "any", "reshape", "transpose", "astype"}
 
 #: Functions that compute on the CPU: NumPy is right there.
-ON_THE_CPU = {"_export", "_import", "check_labels", "prepare", "grey_levels", "one_dimension", "state_dict", "load_state_dict"}
+ON_THE_CPU = {
+    "_export",
+    "_import",
+    "check_labels",
+    "prepare",
+    "grey_levels",
+    "one_dimension",
+    "state_dict",
+    "load_state_dict",
+}
 
 
 #: What does no harm, a module.
