@@ -5,26 +5,33 @@ from __future__ import annotations
 import argparse
 import sys
 
-from nn import BackendError
-from resnet.config import add_options, config_from
+from resnet import __version__
+from resnet.config import TrainingConfig, add_options, given_settings, read_settings
 from resnet.diagnostics import overfit_one_batch, profile
-from resnet.training import TrainingError, run
+from resnet.signals import Stopped
+from resnet.training import resume, run
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns 0 for success, 1 for failure, 2 for wrong use, 130 after Ctrl-C."""
-    parser = argparse.ArgumentParser(prog="train.py", description=__doc__.split(":")[0] + ".")
-    add_options(parser)
-    parser.add_argument("--overfit-one-batch", action="store_true", help="only check that one batch can be learned")
-    parser.add_argument("--profile", action="store_true", help="only show time and memory of a step, layer by layer")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    """Run the command; returns 0 for success, 1 for failure, 2 for wrong use, 128 + the signal's number if stopped."""
+    parser = make_parser()
     options = parser.parse_args(arguments)
+    given = given_settings(options)
     try:
-        config = config_from(options)
-    except ValueError as error:
+        settings = {} if options.config is None else read_settings(options.config)
+        config = TrainingConfig(**{**settings, **given})
+    except (ValueError, OSError) as error:
         parser.error(str(error))
+    others = ("config", "profile", "overfit_one_batch", "run_dir")
+    if options.resume is not None and any(getattr(options, name, None) for name in others):
+        parser.error(
+            "--resume goes on with a run, in its folder and with its settings: give it without --config, "
+            "--run-dir, --profile and --overfit-one-batch"
+        )
     try:
-        if options.profile:
+        if options.resume is not None:
+            resume(options.resume, given)
+        elif options.profile:
             print(profile(config))
         elif options.overfit_one_batch:
             loss, accuracy = overfit_one_batch(config)
@@ -35,12 +42,27 @@ def main(arguments: list[str] | None = None) -> int:
             run(config)
     except KeyboardInterrupt:
         return 130  # what shells expect of a program that was interrupted
-    except (ValueError, TypeError, OSError, MemoryError, BackendError, TrainingError) as error:
+    except Stopped as stopped:
+        return 128 + stopped.number
+    except (ValueError, TypeError, OSError, MemoryError, RuntimeError) as error:
         if options.debug:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(prog="train.py", description=__doc__.split(":")[0] + ".")
+    parser.add_argument("--resume", metavar="RUN", help="go on with a run that was stopped or killed, as it was begun")
+    parser.add_argument("--config", metavar="FILE", help="TOML file of settings, named as the options; options win")
+    add_options(parser)
+    parser.add_argument("--overfit-one-batch", action="store_true", help="only check that one batch can be learned")
+    parser.add_argument("--profile", action="store_true", help="only show time and memory of a step, layer by layer")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    return parser
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.measure import spread, whole, write_report
 from nn import BackendError
-from resnet.config import add_options, config_from
+from resnet.config import TrainingConfig, add_options, given_settings
 from resnet.data.batches import prefetch
 from resnet.runfolder import machine
 from resnet.training import Training, prepare
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to this file")
     options = parser.parse_args(arguments)
     try:
-        config = config_from(options)
+        config = TrainingConfig(**given_settings(options))
         training = prepare(config)
         result = measure(training, options.repetitions)
         adds = result["adds"]

@@ -17,7 +17,7 @@ from nn.parallel import cores_for, keep_freed_memory, one_blas_thread, threads
 from nn.precision import check_precision, matrix_products
 from resnet.config import TrainingConfig
 from resnet.models import ResNet, make_model
-from resnet.training import Trainer
+from resnet.trainer import Trainer
 
 CHANNELS, CLASSES = 3, 1000
 

@@ -13,13 +13,15 @@ A layer with float32 parameters that gets float16 pictures computes in float16: 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from nn.backend import Array, BackendError
+from nn.backend import Array, BackendError, to_numpy
 from nn.module import Parameter
 
 PRECISIONS = ("float32", "tf32", "float16")
@@ -111,3 +113,23 @@ class LossScale:
         larger = xp.where(grows, xp.minimum(2 * self.value, LARGEST_SCALE), self.value)
         self.value = xp.where(self.finite, larger, self.value / 2)  # ()
         self._good_steps = xp.where(grows, 0, good).astype(np.int32)
+
+    def state_dict(self) -> dict[str, NDArray[Any]]:
+        """Return copies of the scale and of the number of good steps in a row, as 0-d NumPy arrays."""
+        return {"value": to_numpy(self.value).copy(), "good_steps": to_numpy(self._good_steps).copy()}
+
+    def check_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Raise a ValueError if ``state`` is not what :meth:`state_dict` gives."""
+        if set(state) != {"value", "good_steps"} or any(np.shape(array) != () for array in state.values()):
+            shapes = {name: np.shape(array) for name, array in state.items()}
+            raise ValueError(f"expected a loss scale's value () and good_steps (), got {shapes}")
+
+    def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Go on from ``state``.
+
+        Raises:
+            ValueError: as :meth:`check_state_dict`; nothing has been changed then.
+        """
+        self.check_state_dict(state)
+        self.value = self.xp.asarray(state["value"], np.float32)
+        self._good_steps = self.xp.asarray(state["good_steps"], np.int32)

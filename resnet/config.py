@@ -1,10 +1,14 @@
-"""What a training run can be told: one dataclass, from which the command line and ``config.json`` are made."""
+"""What a training run can be told: one dataclass, from which command line, TOML file and ``config.json`` are made."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
+import math
+import tomllib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from nn.conv import ALGORITHMS
@@ -14,6 +18,8 @@ from resnet.blocks import ACTIVATIONS
 from resnet.data import DATASETS
 from resnet.data.masks import TEMPLATES
 from resnet.models import MODELS, STEMS
+
+LARGEST_FILE = 2**20  # bytes of a TOML file: all settings together have two thousand
 
 
 def option(default: Any, help: str, choices: Any = None, least: float | None = None, most: float | None = None) -> Any:
@@ -47,12 +53,21 @@ class TrainingConfig:
     template: str | None = option(
         None, "where masks sit on aligned faces; by default orl or lfw for those sets, else centred", TEMPLATES
     )
-    bad_pictures: str = option("stop", "what to do about pictures that cannot be read", ("stop", "skip"))
+    faces_box: str | None = option(
+        None, "where the face is in every picture, to place masks: left,top,right,bottom as shares of width and height"
+    )
+    points: str | None = option(
+        None, "CSV file of six facial points a picture, to place masks; python -m resnet.data.points DIR writes a draft"
+    )
+    bad_pictures: str = option("stop", "what to do about pictures that cannot be used", ("stop", "skip"))
     test_share: float = option(0.5, "share of each person's photographs kept for testing", least=0.05, most=0.95)
     arch: str = option("resnet18", "network: " + ", ".join(MODELS), MODELS)
     stem: str = option("imagenet", "first layers: 7x7 with pooling, or a small 3x3 for small pictures", STEMS)
     activation: str = option("leaky_relu", "activation function", ACTIVATIONS)
     negative_slope: float = option(0.01, "slope of LeakyReLU below zero", least=0, most=1)
+    weights: str | None = option(
+        None, "begin with the weights in this safetensors file, of a run or of torchvision; another head is left out"
+    )
     image_size: int = option(64, "side of the square pictures the network sees, in pixels", least=8, most=1024)
     epochs: int = option(20, "how many epochs to train", least=1)
     repeats: int = option(
@@ -72,9 +87,11 @@ class TrainingConfig:
     run_dir: str | None = option(None, "folder to write to; by default a new one under runs/")
 
     def __post_init__(self) -> None:
+        types = get_type_hints(TrainingConfig)
         for field in dataclasses.fields(self):
             value, rules = getattr(self, field.name), field.metadata
             name = "--" + field.name.replace("_", "-")
+            _check_type(name, value, types[field.name])
             if rules["choices"] is not None and value not in (*rules["choices"], field.default):
                 raise ValueError(f"{name}: expected one of {', '.join(rules['choices'])}, got {value!r}")
             least, most = rules["least"], rules["most"]
@@ -83,8 +100,20 @@ class TrainingConfig:
                 raise ValueError(f"{name}: expected {bounds}, got {value}: {rules['help']}")
 
 
+KINDS = {int: "a whole number", float: "a number", str: "a text", str | None: "a text"}
+
+
+def _check_type(name: str, value: Any, kind: Any) -> None:
+    """Raise a ValueError if a setting, which may come from a file, has another type than its field."""
+    allowed = int | float if kind is float else kind
+    if isinstance(value, bool) or not isinstance(value, allowed):
+        raise ValueError(f"{name}: expected {KINDS[kind]}, got {value!r}")
+    if kind is float and not math.isfinite(value):
+        raise ValueError(f"{name}: expected a finite number, got {value}")
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add an option for every setting of :class:`TrainingConfig` to a parser."""
+    """Add an option for every setting of :class:`TrainingConfig` to a parser; those not given leave no trace."""
     types = get_type_hints(TrainingConfig)
     for field in dataclasses.fields(TrainingConfig):
         rules = field.metadata
@@ -92,17 +121,45 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             "--" + field.name.replace("_", "-"),
             type=kind,
-            default=field.default,
+            default=argparse.SUPPRESS,
             choices=rules["choices"],
             metavar=None if rules["choices"] is not None and len(rules["choices"]) < 6 else field.name.upper(),
             help=rules["help"] + ("" if field.default is None else f" ({field.default})"),
         )
 
 
-def config_from(options: argparse.Namespace) -> TrainingConfig:
-    """Return the settings among parsed options.
+def given_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings that were given as options."""
+    return {name: getattr(options, name) for name in _names() if hasattr(options, name)}
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """Read settings from a TOML file: lines such as ``learning-rate = 0.05``, with the names of the options.
 
     Raises:
-        ValueError: as :class:`TrainingConfig`.
+        OSError: the file cannot be read.
+        ValueError: no TOML, or a setting that is not known; the message names it and the nearest that is.
     """
-    return TrainingConfig(**{field.name: getattr(options, field.name) for field in dataclasses.fields(TrainingConfig)})
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a TOML file of settings at {path}, found none")
+    if path.stat().st_size > LARGEST_FILE:
+        raise ValueError(f"{path}: expected a TOML file of at most {LARGEST_FILE:,} bytes, got {path.stat().st_size:,}")
+    try:
+        table = tomllib.loads(path.read_bytes().decode())
+    except (ValueError, RecursionError) as error:  # both TOMLDecodeError and UnicodeDecodeError are ValueErrors
+        raise ValueError(f"{path} is no TOML file of settings such as learning-rate = 0.05: {error}") from error
+    settings = {name.replace("-", "_"): value for name, value in table.items()}
+    types = get_type_hints(TrainingConfig)
+    for name, value in settings.items():
+        if name not in types:
+            near = difflib.get_close_matches(name, types, 1)
+            hint = f"; did you mean {near[0].replace('_', '-')}?" if near else "; train.py --help lists all"
+            raise ValueError(f"{path}: there is no setting {name.replace('_', '-')}{hint}")
+        if types[name] is float and type(value) is int:
+            settings[name] = float(value)
+    return settings
+
+
+def _names() -> list[str]:
+    return [field.name for field in dataclasses.fields(TrainingConfig)]

@@ -16,7 +16,8 @@ from nn.profile import LayerRecord, note_kept, record_layers, time_table, watch_
 from nn.schedule import make_schedule
 from resnet.config import TrainingConfig
 from resnet.data.batches import to_network_input
-from resnet.training import Meter, describe, prepare
+from resnet.trainer import Meter
+from resnet.training import describe, prepare
 
 
 def overfit_one_batch(config: TrainingConfig, steps: int = 60) -> tuple[float, float]:
@@ -43,9 +44,9 @@ def overfit_one_batch(config: TrainingConfig, steps: int = 60) -> tuple[float, f
     x = to_network_input(chosen.pictures, training.mean, training.std)
     print(describe(training))
     for step in range(1, steps + 1):
-        meter = Meter(step - 1)
+        meter = Meter()
         meter.add(*trainer.step(x, chosen.labels), len(chosen))
-        meter.read()
+        meter.read(trainer)
         if step % 10 == 0 or step == 1:
             print(f"step {step:3d}  loss {meter.loss:.4f}  accuracy {100 * meter.accuracy:5.1f} %")
     return meter.loss, meter.accuracy

@@ -1,21 +1,22 @@
 """Training: from a configuration to a run folder with a network that recognises people.
 
-    prepare  faces, split, masks, network, optimiser, schedule   -> Training
-    fit      epoch after epoch of steps, tested after each         -> metrics.csv
-    finish   weights, curves, pictures of predictions, table       -> the rest of the run folder
+    prepare  faces, split, masks, network                          -> Training
+    fit      epoch after epoch of steps, tested after each         -> metrics, weights, checkpoint
+    finish   curves, pictures of predictions, table                -> the rest of the run folder
 
-A step is: pictures to the device, forward, loss, backward, optimiser. On a GPU nothing in it waits for the device;
-losses are read in bunches, when the progress bar shows them.
+:func:`run` does all three; :func:`resume` goes on where a run was stopped or killed. A single step is in
+:mod:`resnet.trainer`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import closing
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,14 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from nn import SGD, SoftmaxCrossEntropy
-from nn.backend import Array, array_module, choose_backend, load_backend, to_numpy
+from nn.backend import array_module, choose_backend, load_backend, to_numpy
 from nn.checkpoint import save_weights
 from nn.gpu import uploads
-from nn.parallel import cores_for, keep_freed_memory, one_blas_thread, threads
-from nn.precision import LossScale, check_precision, matrix_products
-from nn.schedule import make_schedule
+from nn.parallel import cores_for, keep_freed_memory, threads
+from nn.precision import check_precision, matrix_products
 from resnet.baselines import evaluate_baselines
+from resnet.checkpoint import FILE as CHECKPOINT
+from resnet.checkpoint import Progress, read_checkpoint, save_checkpoint
 from resnet.config import TrainingConfig
 from resnet.data import Faces, load_faces
 from resnet.data.augment import Augmentation
@@ -41,171 +42,13 @@ from resnet.evaluation import rank_k_accuracy
 from resnet.memory import memory_errors_explained
 from resnet.models import ResNet, make_model
 from resnet.report import draw_curves, draw_predictions, results_table
-from resnet.runfolder import EpochMetrics, append_metrics, machine, make_run_folder, write_json
+from resnet.runfolder import EpochMetrics, machine, make_run_folder, write_json, write_metrics
+from resnet.sheet import draw_inputs
+from resnet.signals import Stopped, StopRequest, stop_requests
+from resnet.trainer import Meter, Trainer, TrainingError
+from resnet.weights import load_pretrained
 
 SECONDS_BETWEEN_READINGS = 0.5  # of losses from the device, for the progress bar
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says at which step and what to try."""
-
-
-class Trainer:
-    """A network, its loss, its optimiser and its schedule: everything that a step changes or needs.
-
-    Args:
-        model: on its device already.
-        config: settings.
-        total_steps: of the whole training, for the schedule.
-    """
-
-    def __init__(self, model: ResNet, config: TrainingConfig, total_steps: int) -> None:
-        self.model = model
-        self.loss = SoftmaxCrossEntropy(config.label_smoothing)
-        self.optimizer = SGD(
-            model.named_parameters(),
-            momentum=config.momentum,
-            nesterov=config.momentum > 0,
-            weight_decay=config.weight_decay,
-            decay_all=False,
-        )
-        self.threads, self.precision = config.threads, config.precision
-        xp = array_module(model.fc.weight.data)
-        self.scale = LossScale(xp) if config.precision == "float16" else None
-        keep_freed_memory()
-        self.schedule = make_schedule(config.schedule, config.learning_rate, total_steps, config.warm_up)
-        self.steps = 0
-
-    @property
-    def learning_rate(self) -> float:
-        """The learning rate of the next step."""
-        return self.schedule(self.steps)
-
-    def state_dict(self) -> dict[str, NDArray[Any]]:
-        """Return copies, as NumPy arrays, of all that a step changes; not of the loss scale of half precision."""
-        state = {f"model/{name}": array for name, array in self.model.state_dict().items()}
-        state |= {f"optimizer/{name}": array for name, array in self.optimizer.state_dict().items()}
-        return state | {"steps": np.array(self.steps)}
-
-    def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Go on from ``state``: the next steps are those that would have followed it, bit for bit.
-
-        Raises:
-            ValueError: the state is that of another network or optimiser; nothing has been changed then.
-        """
-        parts: dict[str, dict[str, NDArray[Any]]] = {"model": {}, "optimizer": {}}
-        for name, array in state.items():
-            part, _, rest = name.partition("/")
-            if rest:
-                parts.setdefault(part, {})[rest] = array
-        if "steps" not in state or set(parts) != {"model", "optimizer"}:
-            raise ValueError("expected the state of a training (model/…, optimizer/…, steps), got " + ", ".join(parts))
-        self.optimizer.check_state_dict(parts["optimizer"])
-        self.model.load_state_dict(parts["model"])
-        self.optimizer.load_state_dict(parts["optimizer"])
-        self.steps = self.optimizer.steps = int(state["steps"])
-
-    def step(self, x: Array, labels: NDArray[np.int64]) -> tuple[Array, Array]:
-        """Train on one batch. On a GPU nothing here waits for the device.
-
-        Args:
-            x: (N, H, W, C), float32, on the CPU or on the model's device.
-            labels: (N,) on the CPU.
-
-        Returns:
-            the mean loss and the number of right answers before the step, 0-d arrays on the device.
-
-        Raises:
-            OutOfMemoryError: not enough memory; says what it would need and what lowers that.
-        """
-        xp = array_module(self.model.fc.weight.data)
-        self.model.zero_grad()
-        with self.circumstances(x.shape):
-            logits = self.forward(xp.asarray(x))  # (N, K)
-            loss = self.loss(logits, labels)
-            self.backward(self.loss.backward(self.loss_scale))
-            self.optimizer.step(self.learning_rate, self.scale)
-            right = (logits.argmax(axis=1) == xp.asarray(labels)).sum()
-        self.steps += 1
-        return loss, right
-
-    @contextmanager
-    def circumstances(self, shape: tuple[int, ...]) -> Iterator[None]:
-        """Within it, pictures of ``shape`` can be trained on: threads, precision, and errors as in :meth:`step`."""
-        with (
-            memory_errors_explained(self.model, shape, self.precision),
-            matrix_products(self.precision, array_module(self.model.fc.weight.data)),
-            threads(self.threads),
-            one_blas_thread(),
-            np.errstate(over="ignore", invalid="ignore"),  # a loss that is not finite is reported with its step
-        ):
-            yield
-
-    @property
-    def loss_scale(self) -> Array | float:
-        """What the loss is multiplied by for the backward pass; not 1 in half precision only."""
-        return 1.0 if self.scale is None else self.scale.value
-
-    def forward(self, x: Array) -> Array:
-        """(N, H, W, C) -> logits (N, K). In half precision the network computes in float16, the loss does not."""
-        if self.scale is None:
-            return self.model(x)
-        return self.model(x.astype(np.float16)).astype(np.float32)
-
-    def backward(self, dlogits: Array) -> None:
-        """(N, K) -> the gradients of all parameters, multiplied by :attr:`loss_scale`."""
-        self.model.backward(dlogits if self.scale is None else dlogits.astype(np.float16), needs_dx=False)
-
-
-class Meter:
-    """Collects losses and right answers on the device, and reads them in bunches.
-
-    Reading makes a GPU's queue run empty, so it is not done in every step. No step is lost: a loss that is not finite
-    is found at the next reading and reported with its own step.
-    """
-
-    def __init__(self, first_step: int) -> None:
-        self.losses: list[float] = []
-        self.right = self.pictures = 0
-        self._first_step, self._sizes = first_step, list[int]()
-        self._pending: list[tuple[Array, Array]] = []
-
-    def add(self, loss: Array, right: Array, pictures: int) -> None:
-        """Take in what a step returned."""
-        self._pending.append((loss, right))
-        self._sizes.append(pictures)
-
-    def read(self) -> None:
-        """Fetch what is pending.
-
-        Raises:
-            TrainingError: a loss was not finite.
-        """
-        if not self._pending:
-            return
-        xp = array_module(self._pending[0][0])
-        self.losses += to_numpy(xp.stack([loss for loss, _ in self._pending])).tolist()
-        self.right += int(to_numpy(xp.stack([right for _, right in self._pending])).sum())
-        self.pictures = sum(self._sizes)
-        self._pending = []
-        for number, loss in enumerate(self.losses):
-            if not math.isfinite(loss):
-                raise TrainingError(
-                    f"the loss became {loss} at step {self._first_step + number + 1}. Try a lower --learning-rate, "
-                    "some --warm-up steps, or more --label-smoothing; check the pictures with --profile or "
-                    "--overfit-one-batch"
-                )
-
-    @property
-    def loss(self) -> float:
-        """Mean loss over the pictures read so far."""
-        sizes = self._sizes[: len(self.losses)]
-        return float(np.dot(self.losses, sizes) / sum(sizes))
-
-    @property
-    def accuracy(self) -> float:
-        """Share of right answers so far."""
-        return self.right / self.pictures
 
 
 @dataclass
@@ -220,6 +63,18 @@ class Training:
     mean: list[float]  # a number a channel, of the training pictures, 0 black to 1 white
     std: list[float]
     augmentation: Augmentation = field(default_factory=Augmentation)
+    notes: list[str] = field(default_factory=list)  # what a person should know, besides the notes on the faces
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of the pictures that are learned from and tested on, people and masks' places too."""
+        digest = hashlib.sha256()
+        for faces in (self.train_faces, *self.tests.values()):
+            digest.update(json.dumps(faces.people).encode())
+            for array in (faces.pictures, faces.labels, faces.points):
+                digest.update(str(array.shape).encode())
+                digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()[:16]
 
     @cached_property
     def batches(self) -> TrainingBatches:
@@ -233,6 +88,7 @@ class Training:
             seed=self.config.seed,
             mean=self.mean,
             std=self.std,
+            bad_pictures=self.config.bad_pictures,
         )
 
     @cached_property
@@ -274,22 +130,36 @@ def predict(
     return to_numpy(xp.concatenate(parts))  # (N, K)
 
 
-def prepare(config: TrainingConfig) -> Training:
+def prepare(config: TrainingConfig, *, pretrained: bool = True) -> Training:
     """Load faces, split them, draw the test masks and build the network.
 
     The split is by photograph and comes before any mask is drawn: no photograph is in both sets, masked or not.
 
+    Args:
+        config: settings.
+        pretrained: begin with the weights that ``config.weights`` names, if it does.
+
     Raises:
-        ValueError: faces or settings that cannot be used.
+        ValueError: faces, weights or settings that cannot be used.
         BackendError: the wanted backend cannot be used here.
     """
     backend = choose_backend(config.backend)  # before the faces are read: that takes a while
     check_precision(config.precision, load_backend(backend))
     faces = load_faces(
-        config.data, config.data_dir, config.image_size, bad_pictures=config.bad_pictures, template=config.template
+        config.data,
+        config.data_dir,
+        config.image_size,
+        bad_pictures=config.bad_pictures,
+        template=config.template,
+        faces_box=config.faces_box,
+        points_file=config.points,
     )
     train_faces, test_faces = split_faces(faces, config)
-    return assemble(config, train_faces, {"clean": test_faces, "masked": masked_copies(test_faces, config.seed)})
+    tests = {"clean": test_faces, "masked": masked_copies(test_faces, config.seed)}
+    training = assemble(config, train_faces, tests)
+    if config.weights is not None and pretrained:
+        training.notes += load_pretrained(training.model, config.weights, train_faces.people)
+    return training
 
 
 def split_faces(faces: Faces, config: TrainingConfig) -> tuple[Faces, Faces]:
@@ -340,8 +210,6 @@ def grey_levels(pictures: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
 def run(config: TrainingConfig, *, quiet: bool = False) -> Path:
     """Train and write a run folder.
 
-    Ctrl-C ends the training early: the folder is finished with what was learned so far, then the interrupt goes on.
-
     Args:
         config: settings.
         quiet: print nothing.
@@ -352,91 +220,217 @@ def run(config: TrainingConfig, *, quiet: bool = False) -> Path:
     Raises:
         ValueError, BackendError: as :func:`prepare`.
         OSError: the run folder cannot be written, or holds a run already.
-        TrainingError: the loss became infinite or not a number; ``metrics.csv`` has the epochs until then.
-        KeyboardInterrupt: after the folder has been finished.
+        TrainingError: the loss exploded, or a picture broke; the checkpoint before it is intact.
+        Stopped: by SIGINT or SIGTERM, after a whole step; the checkpoint has it.
     """
     training = prepare(config)
-    folder = make_run_folder(config)
-    say = (lambda *words: None) if quiet else tqdm.write
-    say(describe(training))
+    folder = make_run_folder(config.run_dir)
+    _say(quiet, describe(training))
+    progress = Progress()
+    save_checkpoint(folder, training, progress)
+    _write_beginning(training, folder)
+    return _go(training, folder, progress, quiet)
+
+
+CHANGEABLE = ("backend", "threads", "algorithm", "data_dir", "bad_pictures", "learning_rate")
+"""Settings that may be others when a run goes on. The learning rate is for a loss that exploded; all others leave the
+result as it is, but for its last digits."""
+
+
+def resume(folder: str | Path, changes: Mapping[str, Any] | None = None, *, quiet: bool = False) -> Path:
+    """Go on with a run that was stopped or killed, as if it had not been.
+
+    Args:
+        folder: of the run.
+        changes: settings that shall be others from here on, among :data:`CHANGEABLE`.
+        quiet: print nothing.
+
+    Returns:
+        the run folder.
+
+    Raises:
+        FileNotFoundError: no checkpoint is there.
+        ValueError: the checkpoint is damaged, the pictures are others, or a change is not possible.
+        BackendError, OSError, TrainingError, Stopped: as :func:`run`.
+    """
+    folder = Path(folder)
+    checkpoint = read_checkpoint(folder)
+    config = changed(checkpoint.config, {**(changes or {}), "run_dir": str(folder)})
+    training = prepare(config, pretrained=False)
+    progress = checkpoint.restore(training)
+    for leftover in folder.glob(".*.tmp"):  # of a write that was killed
+        leftover.unlink()
+    _say(quiet, describe(training))
+    steps, total = training.trainer.steps, config.epochs * len(training.batches)
+    _say(quiet, f"going on after {steps} of {total} steps ({len(progress.history)} of {config.epochs} epochs)")
+    _write_beginning(training, folder)
+    return _go(training, folder, progress, quiet)
+
+
+def changed(config: TrainingConfig, changes: Mapping[str, Any]) -> TrainingConfig:
+    """Return settings with some others, as :func:`resume` allows.
+
+    Raises:
+        ValueError: a setting that would make it another training.
+    """
+    may_change = (*CHANGEABLE, "run_dir")
+    fixed = [name for name, value in changes.items() if name not in may_change and value != getattr(config, name)]
+    if fixed:
+        raise ValueError(
+            "; ".join(f"--{n.replace('_', '-')} was {getattr(config, n)} when the run began" for n in fixed)
+            + ". A run that goes on keeps its settings, but for "
+            + ", ".join("--" + name.replace("_", "-") for name in CHANGEABLE)
+            + "; to train with others from what it learned, start a run with --weights RUN/model.safetensors"
+        )
+    return replace(config, **changes)
+
+
+def _write_beginning(training: Training, folder: Path) -> None:
+    """Write what stands before the first step, except for the checkpoint."""
     files = {"train_files": training.train_faces.files, "test_files": training.tests["clean"].files}
     write_json(folder / "config.json", facts(training) | files)
-    history: list[EpochMetrics] = []
+    draw_inputs(training, folder / "sheet.png")
+
+
+def _go(training: Training, folder: Path, progress: Progress, quiet: bool) -> Path:
+    """Train from where the trainer stands, keep what every epoch brought, and finish the run folder."""
+    go_on = f"python train.py --resume {folder}"
     try:
-        for metrics in fit(training, quiet=quiet):
-            history.append(metrics)
-            append_metrics(folder, metrics)
-            say(epoch_line(metrics, config.epochs))
-    except KeyboardInterrupt:
-        say(f"\ninterrupted after {training.trainer.steps} steps: keeping what was learned so far")
-        finish(training, history, folder, say)
+        with stop_requests() as request:
+            write_metrics(folder, progress.history)
+            for metrics in fit(training, progress, quiet=quiet, request=request):
+                _keep(training, folder, progress)
+                _say(quiet, epoch_line(metrics, training.config.epochs))
+                for file, reason in training.batches.failures.items():
+                    _say(quiet, f"note: {file} was left out: {reason}")
+                request.check()
+    except Stopped as stopped:
+        _keep(training, folder, progress)
+        _say(quiet, f"\n{stopped} after {training.trainer.steps} steps, which are saved. Go on with: {go_on}")
         raise
-    finish(training, history, folder, say)
+    except TrainingError as error:
+        raise TrainingError(
+            f"{error}. The last good checkpoint, after epoch {len(progress.history)}, is {folder / CHECKPOINT}; go on "
+            f"from it with: {go_on} --learning-rate {training.config.learning_rate / 10:g}"
+        ) from error
+    except (KeyboardInterrupt, ValueError, RuntimeError, MemoryError):
+        _say(quiet, f"\nthe checkpoint after epoch {len(progress.history)} is intact; go on from it with: {go_on}")
+        raise
+    finish(training, progress.history, folder, lambda words: _say(quiet, words))
     return folder
 
 
-def fit(training: Training, *, quiet: bool = False) -> Iterator[EpochMetrics]:
-    """Train epoch after epoch, from where the trainer stands; yield what each brought.
+def _keep(training: Training, folder: Path, progress: Progress) -> None:
+    """Write weights, checkpoint and metrics; the weights twice if this epoch is the best so far.
 
     Raises:
-        TrainingError: the loss became infinite or not a number.
+        OSError: one of them could not be written; what was there before is intact.
     """
-    config, batches = training.config, training.batches
-    start = time.perf_counter()
-    done = training.trainer.steps // len(batches)
-    progress = {"total": config.epochs * batches.pictures_per_epoch, "initial": done * batches.pictures_per_epoch}
-    with tqdm(**progress, unit=" pictures", disable=True if quiet else None, leave=False) as bar:
+    try:
+        state, metadata = training.model.state_dict(), model_metadata(training)
+        if progress.history and not progress.meter.sizes:  # an epoch has just ended
+            score = _score(progress.history[-1])
+            if score >= progress.best:
+                progress.best = score
+                save_weights(folder / "best.safetensors", state, metadata)
+        save_weights(folder / "model.safetensors", state, metadata)
+        save_checkpoint(folder, training, progress)
+        write_metrics(folder, progress.history)
+    except OSError as error:
+        raise OSError(
+            f"cannot save after {training.trainer.steps} steps: {error.strerror or error}. What {folder} had before is "
+            f"intact; make room or make it writable, then go on with: python train.py --resume {folder}"
+        ) from error
+
+
+def _score(metrics: EpochMetrics) -> float:
+    """What the best epoch is best by: the accuracy on masked test photographs, or on clean ones if none were masked."""
+    score = metrics.clean_accuracy if math.isnan(metrics.masked_accuracy) else metrics.masked_accuracy
+    return -math.inf if math.isnan(score) else score
+
+
+def _say(quiet: bool, words: str) -> None:
+    """Print a line without disturbing the progress bar."""
+    if not quiet:
+        tqdm.write(words)
+
+
+def fit(
+    training: Training, progress: Progress | None = None, *, quiet: bool = False, request: StopRequest | None = None
+) -> Iterator[EpochMetrics]:
+    """Train epoch after epoch, from where the trainer stands; yield what each brought.
+
+    Args:
+        training: as :func:`assemble` made it, or restored from a checkpoint.
+        progress: of the epochs before; what they and the one under way bring is added to it.
+        quiet: show no progress bar.
+        request: asked after every step whether to stop.
+
+    Raises:
+        TrainingError: the loss exploded.
+        Stopped: as ``request`` asked for.
+    """
+    config, batches, trainer = training.config, training.batches, training.trainer
+    progress = Progress() if progress is None else progress
+    start = time.perf_counter() - progress.seconds
+    done = trainer.steps // len(batches)
+    shown = {"total": config.epochs * batches.pictures_per_epoch, "initial": done * batches.pictures_per_epoch}
+    with tqdm(**shown, unit=" pictures", disable=True if quiet else None, leave=False) as bar:
         for epoch in range(done + 1, config.epochs + 1):
-            epoch_start = time.perf_counter()
             bar.set_description(f"epoch {epoch}/{config.epochs}")
-            meter = _train_epoch(training, epoch, bar)
-            pictures_per_second = meter.pictures / (time.perf_counter() - epoch_start)
+            pictures_per_second = _train_epoch(training, progress.meter, bar, request or StopRequest())
             accuracy = training.test()
-            yield EpochMetrics(
+            metrics = EpochMetrics(
                 epoch=epoch,
-                steps=training.trainer.steps,
-                learning_rate=training.trainer.schedule(training.trainer.steps - 1),
-                train_loss=meter.loss,
-                train_accuracy=meter.accuracy,
+                steps=trainer.steps,
+                learning_rate=trainer.schedule(trainer.steps - 1),
+                train_loss=progress.meter.loss,
+                train_accuracy=progress.meter.accuracy,
                 clean_accuracy=accuracy.get("clean", math.nan),
                 masked_accuracy=accuracy.get("masked", math.nan),
                 pictures_per_second=pictures_per_second,
                 seconds=time.perf_counter() - start,
             )
+            progress.history.append(metrics)
+            progress.meter = Meter()
+            yield metrics
 
 
-def _train_epoch(training: Training, epoch: int, bar: Any) -> Meter:
-    """Train on every batch of one epoch, showing the progress."""
-    trainer = training.trainer
-    meter = Meter(trainer.steps)
+def _train_epoch(training: Training, meter: Meter, bar: Any, request: StopRequest) -> float:
+    """Train on the batches that are left of an epoch, showing the progress; return pictures a second."""
+    trainer, batches = training.trainer, training.batches
+    epoch, first = divmod(trainer.steps, len(batches))
     training.model.train()
-    last_reading = time.perf_counter()
+    start = last_reading = time.perf_counter()
+    pictures = 0
     config, (height, width, channels) = training.config, training.train_faces.pictures.shape[1:]
     with (
         memory_errors_explained(training.model, (config.batch_size, height, width, channels), config.precision),
-        closing(prefetch(training.batches.epoch(epoch - 1))) as batches,
+        closing(prefetch(batches.epoch(epoch, first))) as made,
     ):
-        for x, labels in uploads(batches, load_backend(training.backend)):
+        for x, labels in uploads(made, load_backend(training.backend)):
             learning_rate = trainer.learning_rate
             loss, right = trainer.step(x, labels)
             meter.add(loss, right, len(labels))
-            if time.perf_counter() - last_reading > SECONDS_BETWEEN_READINGS:
-                meter.read()
+            pictures += len(labels)
+            if request.number is not None or time.perf_counter() - last_reading > SECONDS_BETWEEN_READINGS:
+                meter.read(trainer)
                 last_reading = time.perf_counter()
                 shown = f"loss {meter.loss:.3f}, accuracy {100 * meter.accuracy:.1f} %, lr {learning_rate:.4f}"
                 bar.set_postfix_str(shown, refresh=False)
             bar.update(len(labels))
-    meter.read()
-    return meter
+            if trainer.steps % len(batches):  # else the epoch is done, and is tested before anything stops
+                request.check()
+    meter.read(trainer)
+    return pictures / (time.perf_counter() - start)
 
 
 def finish(training: Training, history: list[EpochMetrics], folder: Path, say: Any) -> None:
-    """Write weights, curves and predictions, and print the table of results.
+    """Write curves, predictions and results, and print the table of results.
 
     Raises:
         OSError: the folder cannot be written.
     """
-    save_weights(folder / "model.safetensors", training.model.state_dict(), model_metadata(training))
     draw_curves(history, folder / "curves.png")
     masked = training.tests["masked"]
     draw_predictions(masked, training.scores(masked.pictures), folder / "predictions.png")
@@ -456,7 +450,7 @@ def describe(training: Training) -> str:
     lines = [
         f"{len(faces.people)} people, {len(faces)} photographs to train on, {len(training.tests['clean'])} to test, "
         f"{height}x{width} {'grey' if channels == 1 else 'colour'}",
-        *(f"note: {note}" for note in faces.notes),
+        *(f"note: {note}" for note in (*faces.notes, *training.notes)),
         f"{config.arch} ({config.activation}), {training.model.count_parameters():,} parameters, "
         f"on {training.backend} in {config.precision}; {config.epochs} epochs of {len(training.batches)} steps",
     ]
@@ -482,6 +476,8 @@ def model_metadata(training: Training) -> dict[str, str]:
         "stem": config.stem,
         "activation": config.activation,
         "negative_slope": config.negative_slope,
+        "data": config.data,
+        "steps": training.trainer.steps,
         "image_size": config.image_size,
         "channels": training.train_faces.pictures.shape[3],
         "mean": training.mean,

@@ -26,7 +26,8 @@ from resnet.blocks import BasicBlock
 from resnet.config import TrainingConfig
 from resnet.memory import step_need
 from resnet.models import ResNet, build, resnet18, summarize
-from resnet.training import Meter, Trainer, predict
+from resnet.trainer import Meter, Trainer
+from resnet.training import predict
 
 ELSEWHERE = DEVICES[1:]  # the CPU is what they are compared with
 
@@ -258,10 +259,10 @@ def batches(steps: int, size: int = 20, n: int = 4) -> list[tuple[np.ndarray, np
 
 
 def losses(model: ResNet, config: TrainingConfig, given) -> list[float]:
-    trainer, meter = Trainer(model.train(), config, len(given)), Meter(0)
+    trainer, meter = Trainer(model.train(), config, len(given)), Meter()
     for x, labels in given:
         meter.add(*trainer.step(x, labels), len(labels))
-    meter.read()
+    meter.read(trainer)
     return meter.losses
 
 
@@ -317,11 +318,11 @@ def test_predictions_are_those_of_the_cpu(xp, rng):
 def test_nothing_in_a_step_waits_for_the_device(precision, stand_in):
     trainer = Trainer(small().to("cupy").train(), TrainingConfig(precision=precision), 3)
     stand_in.host_syncs.clear()
-    meter = Meter(0)
+    meter = Meter()
     for x, labels in uploads(iter(batches(3)), stand_in):
         meter.add(*trainer.step(x, labels), len(labels))
     assert stand_in.host_syncs == []
-    meter.read()
+    meter.read(trainer)
     assert stand_in.host_syncs == ["get", "get"]  # all losses at once, and all right answers
 
 

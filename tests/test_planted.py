@@ -34,6 +34,7 @@ import nn.precision
 import nn.residual
 import nn.winograd
 import resnet.blocks
+import resnet.trainer
 import resnet.training
 from nn import Adam, Conv2d, Module, ReLU
 from resnet.blocks import BasicBlock, Recipe
@@ -43,7 +44,7 @@ MODULES = {
     module.__name__: module
     for module in (
         *(nn.activation, nn.batchnorm, nn.conv, nn.linear, nn.loss, nn.module, nn.optim, nn.parallel, nn.pooling),
-        *(nn.precision, nn.residual, nn.winograd, resnet.blocks, resnet.training),
+        *(nn.precision, nn.residual, nn.winograd, resnet.blocks, resnet.trainer, resnet.training),
     )
 }
 METHODS = {"sum", "mean", "max", "min", "argmax", "all", "any", "reshape", "transpose", "astype"}
@@ -56,6 +57,9 @@ ON_THE_CPU = {
     "prepare",
     "grey_levels",
     "one_dimension",
+    "largest_gradient",
+    "fingerprint",
+    "check_state_dict",
     "state_dict",
     "load_state_dict",
 }
@@ -69,7 +73,7 @@ HARMLESS = {
         "np.zeros in place of xp.zeros((), np.int32)",  # one more than it is a NumPy number, which may meet an array
     ],
     "nn.winograd": ["np.astype in place of np.kron(one, one).astype(dtype)"],  # constants, made on the CPU
-    "resnet.training": [
+    "resnet.trainer": [
         "np.sum in place of to_numpy(xp.stack([right for _, right in self._pending])).sum()"  # on the CPU already
     ],
 }
@@ -155,11 +159,11 @@ def everything() -> None:
     """Run what computes on the device: training, prediction, evaluation, and layers that ResNet18 does not have."""
     rng = np.random.default_rng(0)
     for precision in ("float32", "float16"):
-        trainer = resnet.training.Trainer(small().to("cupy").train(), TrainingConfig(precision=precision), 3)
-        meter = resnet.training.Meter(0)
+        trainer = resnet.trainer.Trainer(small().to("cupy").train(), TrainingConfig(precision=precision), 3)
+        meter = resnet.trainer.Meter()
         for x, labels in batches(2):
             meter.add(*trainer.step(x, labels), len(labels))
-        meter.read()
+        meter.read(trainer)
     assert np.isfinite(meter.losses).all()
     pictures = rng.integers(256, size=(3, 20, 20, 3), dtype=np.uint8)
     resnet.training.predict(trainer.model, pictures, [0.5] * 3, [0.2] * 3, batch_size=2)

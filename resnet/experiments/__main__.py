@@ -12,7 +12,7 @@ from resnet.experiments import NAMES
 from resnet.experiments.harness import PRESETS, Lab, load, minutes, paragraph, run, state
 from resnet.experiments.sources import ADVICE, SETS, Sources
 from resnet.memory import OutOfMemoryError
-from resnet.training import TrainingError
+from resnet.trainer import TrainingError
 
 CHECKOUT = Path(__file__).parents[2]
 HOME = CHECKOUT if (CHECKOUT / "pyproject.toml").is_file() else Path()  # an installed package writes where it is run

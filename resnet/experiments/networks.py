@@ -27,7 +27,8 @@ from resnet.runfolder import EpochMetrics
 from resnet.training import Training, fit
 
 SECONDS_BETWEEN_STATES = 20.0  # what a kill costs at most, besides the epoch under way
-ELSEWHERE = ("backend", "threads", "run_dir", "data_dir", "bad_pictures")  # settings that do not make another network
+ELSEWHERE = ("backend", "threads", "run_dir", "data_dir", "bad_pictures", "faces_box", "points", "weights")
+"""Settings that make no other network, or show in what is looked at beside them: pictures, points and first weights."""
 
 
 def train_once(training: Training, folder: Path, *, quiet: bool = False) -> list[EpochMetrics]:
