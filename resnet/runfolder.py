@@ -30,6 +30,8 @@ import numpy as np
 from nn.backend import gpu_facts, load_backend
 from nn.checkpoint import write_atomically
 
+WEIGHTS, BEST = "model.safetensors", "best.safetensors"
+
 
 @dataclass(frozen=True)
 class EpochMetrics:
@@ -58,7 +60,7 @@ class EpochMetrics:
     seconds: float
 
 
-RUN_FILES = ("config.json", "checkpoint.safetensors", "model.safetensors")
+RUN_FILES = ("config.json", "checkpoint.safetensors", WEIGHTS)
 """A folder with one of these holds a run."""
 
 

@@ -25,10 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from nn.backend import array_module, choose_backend, load_backend, to_numpy
+from nn.backend import array_module, choose_backend, load_backend
 from nn.checkpoint import save_weights
 from nn.gpu import uploads
-from nn.parallel import cores_for, keep_freed_memory, threads
+from nn.parallel import threads
 from nn.precision import check_precision, matrix_products
 from resnet.baselines import evaluate_baselines
 from resnet.checkpoint import FILE as CHECKPOINT
@@ -36,13 +36,14 @@ from resnet.checkpoint import Progress, read_checkpoint, save_checkpoint
 from resnet.config import TrainingConfig
 from resnet.data import Faces, load_faces
 from resnet.data.augment import Augmentation
-from resnet.data.batches import TrainingBatches, masked_copies, prefetch, to_network_input
+from resnet.data.batches import TrainingBatches, masked_copies, prefetch
 from resnet.data.faces import join, split_by_person
 from resnet.evaluation import rank_k_accuracy
+from resnet.inference import predict
 from resnet.memory import memory_errors_explained
 from resnet.models import ResNet, make_model
 from resnet.report import draw_curves, draw_predictions, results_table
-from resnet.runfolder import EpochMetrics, machine, make_run_folder, write_json, write_metrics
+from resnet.runfolder import BEST, WEIGHTS, EpochMetrics, machine, make_run_folder, write_json, write_metrics
 from resnet.sheet import draw_inputs
 from resnet.signals import Stopped, StopRequest, stop_requests
 from resnet.trainer import Meter, Trainer, TrainingError
@@ -105,29 +106,6 @@ class Training:
     def test(self) -> dict[str, float]:
         """Return the rank-1 accuracy on each test set."""
         return {name: rank_k_accuracy(self.scores(t.pictures), t.labels) for name, t in self.tests.items()}
-
-
-def predict(
-    model: ResNet, pictures: NDArray[np.uint8], mean: list[float], std: list[float], batch_size: int = 32
-) -> NDArray[np.float32]:
-    """Run a network over pictures with its running statistics, keeping nothing for backward.
-
-    Args:
-        model: on any device; it stays as it is.
-        pictures: uint8 (N, H, W, C).
-        mean, std: normalisation, a number a channel.
-        batch_size: pictures at a time.
-
-    Returns:
-        logits, float32 (N, K), on the CPU.
-    """
-    xp, fused = array_module(model.fc.weight.data), model.fuse()
-    keep_freed_memory()
-    starts = range(0, len(pictures), batch_size)
-    batches = ((to_network_input(pictures[start : start + batch_size], mean, std), None) for start in starts)
-    with cores_for(min(batch_size, len(pictures))):
-        parts = [fused(x) for x, _ in uploads(batches, xp)]
-    return to_numpy(xp.concatenate(parts))  # (N, K)
 
 
 def prepare(config: TrainingConfig, *, pretrained: bool = True) -> Training:
@@ -332,8 +310,8 @@ def _keep(training: Training, folder: Path, progress: Progress) -> None:
             score = _score(progress.history[-1])
             if score >= progress.best:
                 progress.best = score
-                save_weights(folder / "best.safetensors", state, metadata)
-        save_weights(folder / "model.safetensors", state, metadata)
+                save_weights(folder / BEST, state, metadata)
+        save_weights(folder / WEIGHTS, state, metadata)
         save_checkpoint(folder, training, progress)
         write_metrics(folder, progress.history)
     except OSError as error:

@@ -24,10 +24,10 @@ from nn.precision import LossScale, check_precision
 from nn.profile import watch_memory
 from resnet.blocks import BasicBlock
 from resnet.config import TrainingConfig
+from resnet.inference import predict
 from resnet.memory import step_need
 from resnet.models import ResNet, build, resnet18, summarize
 from resnet.trainer import Meter, Trainer
-from resnet.training import predict
 
 ELSEWHERE = DEVICES[1:]  # the CPU is what they are compared with
 

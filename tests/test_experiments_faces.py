@@ -18,6 +18,7 @@ from resnet.data.masks import TEMPLATES
 from resnet.experiments import activation, harness, mask_detection, occlusion, real_masks, trainings
 from resnet.experiments.harness import Lab
 from resnet.experiments.sources import Sources
+from resnet.inference import embed
 
 PEOPLE = 4
 
@@ -334,9 +335,11 @@ def test_an_embedding_is_the_mean_of_a_face_and_its_mirror_image(lab):
     training = trainings.recognise(lab, "orl", size=16, seed=0, epochs=1).training
     training.model.eval()
     pictures = training.train_faces.pictures[:3]
-    first = real_masks.embeddings(training, pictures)
+    first = embed(training.model, pictures, training.mean, training.std, batch_size=2)
     assert first.shape == (3, 8)
-    np.testing.assert_allclose(first, real_masks.embeddings(training, pictures[:, :, ::-1]), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        first, embed(training.model, pictures[:, :, ::-1], training.mean, training.std), rtol=1e-5, atol=1e-6
+    )
     x = trainings_input(training, pictures)
     one_way = training.model.embed(x)
     other_way = training.model.embed(np.ascontiguousarray(x[:, :, ::-1]))

@@ -34,6 +34,7 @@ import nn.precision
 import nn.residual
 import nn.winograd
 import resnet.blocks
+import resnet.inference
 import resnet.trainer
 import resnet.training
 from nn import Adam, Conv2d, Module, ReLU
@@ -44,7 +45,7 @@ MODULES = {
     module.__name__: module
     for module in (
         *(nn.activation, nn.batchnorm, nn.conv, nn.linear, nn.loss, nn.module, nn.optim, nn.parallel, nn.pooling),
-        *(nn.precision, nn.residual, nn.winograd, resnet.blocks, resnet.trainer, resnet.training),
+        *(nn.precision, nn.residual, nn.winograd, resnet.blocks, resnet.inference, resnet.trainer, resnet.training),
     )
 }
 METHODS = {"sum", "mean", "max", "min", "argmax", "all", "any", "reshape", "transpose", "astype"}
@@ -58,6 +59,7 @@ ON_THE_CPU = {
     "grey_levels",
     "one_dimension",
     "largest_gradient",
+    "softmax",
     "fingerprint",
     "check_state_dict",
     "state_dict",
@@ -166,7 +168,8 @@ def everything() -> None:
         meter.read(trainer)
     assert np.isfinite(meter.losses).all()
     pictures = rng.integers(256, size=(3, 20, 20, 3), dtype=np.uint8)
-    resnet.training.predict(trainer.model, pictures, [0.5] * 3, [0.2] * 3, batch_size=2)
+    resnet.inference.predict(trainer.model, pictures, [0.5] * 3, [0.2] * 3, batch_size=2)
+    resnet.inference.embed(trainer.model, pictures, [0.5] * 3, [0.2] * 3, batch_size=2)
     layers: list[Module] = [
         ReLU(),
         Conv2d(4, 8, 3, padding=1, rng=rng),

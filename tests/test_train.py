@@ -21,9 +21,9 @@ from nn import SoftmaxCrossEntropy, parallel
 from nn.checkpoint import load_weights
 from resnet.config import TrainingConfig
 from resnet.data import orl
+from resnet.inference import predict
 from resnet.models import make_model
 from resnet.trainer import Trainer
-from resnet.training import predict
 
 ROOT = Path(__file__).parent.parent
 

@@ -25,9 +25,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from nn.backend import array_module, to_numpy
 from resnet.data import Faces
-from resnet.data.batches import to_network_input
 from resnet.data.faces import reframe
 from resnet.data.masks import TEMPLATES
 from resnet.evaluation import (
@@ -41,8 +39,9 @@ from resnet.evaluation import (
 from resnet.experiments import figures
 from resnet.experiments.harness import Cell, Lab, Result, markdown, percent
 from resnet.experiments.trainings import LFW_SIZE
+from resnet.inference import embed
 from resnet.statistics import bootstrap_interval, mcnemar_test
-from resnet.training import Training, assemble
+from resnet.training import assemble
 
 KINDS = {"with drawn masks": 0.5, "without": 0.0}
 WITH, WITHOUT = KINDS
@@ -134,7 +133,10 @@ def test_network(lab: Lab, *, size: int, groups: int, group: int, epochs: int, k
     )
     training = assemble(config, learned, {})
     history = lab.train(training)
-    found = compare(embeddings(training, gallery.pictures), gallery, embeddings(training, probes.pictures), probes)
+    known, asked = (
+        embed(training.model, faces.pictures, training.mean, training.std) for faces in (gallery, probes)
+    )  # (N, D), (M, D)
+    found = compare(known, gallery, asked, probes)
     return found | {"people_learned": len(learned.people), "train_accuracy": history[-1].train_accuracy}
 
 
@@ -150,18 +152,6 @@ def centred(pictures: NDArray[np.uint8]) -> NDArray[np.float64]:
     rows -= rows.mean(axis=1, keepdims=True)
     rows[~rows.any(axis=1)] = 1.0
     return rows
-
-
-def embeddings(training: Training, pictures: NDArray[np.uint8], at_once: int = 64) -> NDArray[np.float32]:
-    """Return what the classifier looks at, of each picture (N, H, W, C) and its mirror image, mean: (N, features)."""
-    model = training.model.fuse()
-    xp = array_module(training.model.fc.weight.data)
-    rows = []
-    for start in range(0, len(pictures), at_once):
-        x = to_network_input(pictures[start : start + at_once], training.mean, training.std)
-        both = (to_numpy(model.embed(xp.asarray(view))) for view in (x, np.ascontiguousarray(x[:, :, ::-1])))
-        rows.append(sum(both) / 2)
-    return np.concatenate(rows)  # (N, features)
 
 
 def compare(known: NDArray[Any], gallery: Faces, asked: NDArray[Any], probes: Faces) -> Result:
