@@ -1,4 +1,6 @@
-"""Write README.md's tables and docs/claims.md from the result files under docs: ``python docs/write_results.py``.
+"""Write the tables of README.md and docs/use.md, and docs/claims.md, from the result files under docs.
+
+Run it by ``python docs/write_results.py``.
 
 The result files come from
 
@@ -12,6 +14,8 @@ The result files come from
     python -m benchmarks.step --cases "$CASES" --keep-blas-settings --json benchmarks/results/step_keep.json
     python -m benchmarks.data --repetitions 15 --json benchmarks/results/data.json
     python -m benchmarks.gpu    # on a machine with a GPU
+    python tests/kill_training.py --kills 50 --json docs/results/kill.json
+    python tests/fuzz.py --runs 1100 --json docs/results/fuzz.json
     python -m resnet.experiments all --preset full --lfw DIR --rmfrd DIR --cifar10 DIR
 """
 
@@ -157,6 +161,30 @@ def gpu_tables(folder: Path = BENCHMARKS) -> str:
     return "\n".join(lines)
 
 
+def robustness(folder: Path = RESULTS) -> str:
+    """Return what the kill test and the fuzz run found, as Markdown."""
+    kill, fuzz = (json.loads((folder / f"{name}.json").read_text()) for name in ("kill", "fuzz"))
+    lines = [
+        f"**Killed {kill['asked']} times** by SIGKILL at random moments (`python tests/kill_training.py`), from before",
+        f"its first line to the middle of a write, a training survived {kill['kills']} of {kill['asked']}: every file",
+        "was readable, no finished epoch was lost, and its end equalled that of an undisturbed training, bit for bit;",
+        f"{kill['after_the_first_epoch']} kills came after an epoch had ended. Result file: `docs/results/kill.json`.",
+        "",
+        f"**{fuzz['all']['cases']:,} damaged, foreign and hostile files** (`python tests/fuzz.py`), in processes with",
+        "little memory, are each read, or refused by the error that the loader promises:",
+        "",
+        "| loader | files | read | refused | failed | slowest | most memory |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in (fuzz["loaders"] | {"all": fuzz["all"]}).items():
+        cells = [f"{row[key]:,}" for key in ("cases", "accepted", "refused", "failed")]
+        lines.append(
+            f"| {' | '.join([name, *cells])} | {row['slowest_seconds']:.1f} s | {row['most_megabytes']:,.0f} MB |"
+        )
+    versions = ", ".join(f"{name} {version}" for name, version in fuzz["versions"].items())
+    return "\n".join([*lines, "", f"Seed {fuzz['seed']}; {versions}. Result file: `docs/results/fuzz.json`."])
+
+
 def reports(folder: Path = RESULTS) -> list[dict[str, Any]]:
     """Return the report of each experiment that has one, the full one rather than the quick one."""
     found = []
@@ -221,23 +249,24 @@ def claim_section(report: dict[str, Any], figures: Path) -> list[str]:
     return lines
 
 
-def written(readme: str) -> str:
-    """Return the text of README.md with its tables filled in anew."""
+def written(page: str) -> str:
+    """Return the text of README.md or docs/use.md with its tables filled in anew."""
     tables = {
         "results": training_table,
         "claims": claims_table,
         "gradcheck": gradcheck_table,
         "speed": speed_tables,
         "gpu": gpu_tables,
+        "robustness": robustness,
     }
     for name, table in tables.items():
         pattern = rf"(<!-- {name}:begin[^\n]*-->\n).*?(<!-- {name}:end -->)"
-        readme = re.sub(pattern, lambda match, table=table: f"{match[1]}{table()}\n{match[2]}", readme, flags=re.DOTALL)
-    return readme
+        page = re.sub(pattern, lambda match, table=table: f"{match[1]}{table()}\n{match[2]}", page, flags=re.DOTALL)
+    return page
 
 
 if __name__ == "__main__":
-    path = ROOT / "README.md"
-    path.write_text(written(path.read_text()))
+    for path in (ROOT / "README.md", ROOT / "docs" / "use.md"):
+        path.write_text(written(path.read_text()))
     (ROOT / "docs" / "claims.md").write_text(claims_page())
-    print(f"wrote the tables of {path.name}, and docs/claims.md")
+    print("wrote the tables of README.md and docs/use.md, and docs/claims.md")

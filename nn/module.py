@@ -264,20 +264,29 @@ class Module:
         """Return copies of all gradients as NumPy arrays, under the names and in the layouts of ``state_dict``."""
         return {name: _export(parameter.grad, parameter.axes) for name, parameter in self.named_parameters()}
 
-    def load_state_dict(self, state: Mapping[str, NDArray[Any]], strict: bool = True) -> tuple[list[str], list[str]]:
+    def load_state_dict(
+        self, state: Mapping[str, NDArray[Any]], strict: bool = True, finite: bool = True
+    ) -> tuple[list[str], list[str]]:
         """Copy values in; each array keeps the module's own backend and dtype.
 
         A missing ``num_batches_tracked`` (a mere counter, absent from old PyTorch files) is left as it is.
 
+        Whether numbers are finite is asked here and not where a file is read, because here it shows what becomes of
+        them: a float64 of 1e300 is none that float32 has.
+
         Args:
             state: NumPy arrays in torchvision's names and layouts.
             strict: whether missing and unexpected names are errors.
+            finite: whether numbers that are infinite or NaN in the module's dtype, and variances below 0, are errors;
+                False takes back even the state of a training that exploded.
 
         Returns:
             the missing and the unexpected names (both empty if ``strict``).
 
         Raises:
-            ValueError: lists every missing, unexpected and wrongly shaped entry at once; nothing has been changed then.
+            ValueError: lists every missing, unexpected and wrongly shaped entry at once, and every one whose numbers
+                are of another kind (integers or complex numbers for weights, fractions for counters) or not finite;
+                nothing has been changed then.
         """
         own = dict(self._named((Parameter, Buffer)))
         missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
@@ -287,8 +296,8 @@ class Module:
             problems += [f"missing: {name} {_exported_shape(own[name])}" for name in missing]
             problems += [f"unexpected: {name} {np.shape(state[name])}" for name in unexpected]
         for name, array in own.items():
-            if name in state and np.shape(state[name]) != _exported_shape(array):
-                problems.append(f"wrong shape: {name} expected {_exported_shape(array)}, got {np.shape(state[name])}")
+            if name in state:
+                problems += _misfits(name, array, np.asarray(state[name]), finite)
         if problems:
             raise ValueError(
                 f"the state dict does not fit this {type(self).__name__} ({len(problems)} entries):\n  "
@@ -369,3 +378,23 @@ def _import(array: NDArray[Any], axes: tuple[int, ...] | None) -> NDArray[Any]:
 def _exported_shape(array: Parameter | Buffer) -> tuple[int, ...]:
     shape = array.data.shape
     return shape if array.axes is None else tuple(shape[axis] for axis in array.axes)
+
+
+def _misfits(name: str, own: Parameter | Buffer, theirs: NDArray[Any], finite: bool) -> Iterator[str]:
+    """Yield what is wrong with an array that is to become ``own``, the first thing only."""
+    shape, dtype = _exported_shape(own), own.data.dtype
+    kinds, numbers = ("f", "floating-point numbers") if dtype.kind == "f" else ("iuf", "whole numbers")
+    if theirs.shape != shape:
+        yield f"wrong shape: {name} expected {shape}, got {theirs.shape}"
+        return
+    if theirs.dtype.kind not in kinds:
+        yield f"wrong kind: {name} expected {numbers}, such as {dtype}, got {theirs.dtype}"
+        return
+    with np.errstate(over="ignore", invalid="ignore"):  # what our dtype does not have is told below
+        ours = theirs.astype(dtype, copy=False)
+    if dtype.kind != "f" and not np.array_equal(ours, theirs):
+        yield f"wrong kind: {name} expected {numbers} that {dtype} has, got {theirs.dtype} that are not"
+    elif finite and dtype.kind == "f" and (bad := ours.size - int(np.isfinite(ours).sum())):
+        yield f"not finite: {name} expected finite numbers in {dtype}, got {bad} of {ours.size} that are not"
+    elif finite and name.endswith("running_var") and (ours < 0).any():
+        yield f"negative: {name} expected variances from 0 on, got {ours.min():g}"

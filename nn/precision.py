@@ -123,6 +123,11 @@ class LossScale:
         if set(state) != {"value", "good_steps"} or any(np.shape(array) != () for array in state.values()):
             shapes = {name: np.shape(array) for name, array in state.items()}
             raise ValueError(f"expected a loss scale's value () and good_steps (), got {shapes}")
+        value, steps = state["value"], state["good_steps"]
+        if not (0 < value <= LARGEST_SCALE and steps >= 0):
+            raise ValueError(
+                f"expected a loss scale above 0 to {LARGEST_SCALE:g} and good_steps from 0 on, got {value} and {steps}"
+            )
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Go on from ``state``.

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,13 +24,14 @@ from numpy.typing import NDArray
 from nn.checkpoint import load_weights, save_weights
 from resnet.config import TrainingConfig
 from resnet.runfolder import EpochMetrics
-from resnet.trainer import Meter
+from resnet.trainer import Meter, Trainer
 
 if TYPE_CHECKING:
     from resnet.training import Training
 
 FILE = "checkpoint.safetensors"
 LARGEST = 2**32  # bytes of a checkpoint: ResNet-152 has half a gigabyte
+MOST = 2**53  # of any number that is read: whole ones up to it are exact in float64
 
 
 @dataclass
@@ -74,27 +76,51 @@ class Checkpoint:
         """Set a training that has not begun to where this one stopped; returns its progress.
 
         Raises:
-            ValueError: the pictures are not those that the run began with, or the state does not fit the network or
-                the epochs; nothing has been changed then.
+            ValueError: the pictures are not those that the run began with, or the state does not fit the network, its
+                optimiser or the epochs, and the message names the array; nothing has been changed then.
         """
         if training.fingerprint != self.data:
             raise ValueError(
                 f"the pictures are not those that {self.path.parent} was begun with (others, or in another order, or "
                 "masked at other places): bring them back, say where they are with --data-dir, or start a new run"
             )
-        batches = len(training.batches)
-        steps = int(self.state.get("steps", np.array(-1)))
-        epochs, under_way = divmod(steps, batches)
-        if (epochs, under_way) != (len(self.progress.history), len(self.progress.meter.losses)):
-            raise ValueError(
-                f"{self.path}: expected metrics of {epochs} epochs and losses of {under_way} steps after {steps} "
-                f"steps, found {len(self.progress.history)} and {len(self.progress.meter.losses)}"
-            )
         try:
+            self._check_steps(len(training.batches))
+            self._check_averages(training.trainer)
             training.trainer.load_state_dict(self.state)
         except ValueError as error:
             raise ValueError(f"{self.path}: {error}") from error
         return self.progress
+
+    def _check_steps(self, batches: int) -> None:
+        """Raise a ValueError if the number of steps is none, or contradicts the progress; ``batches`` are an epoch."""
+        steps = self.state.get("steps")
+        if steps is None or steps.shape != () or steps.dtype.kind not in "iu":
+            found = "none" if steps is None else f"{steps.dtype} {steps.shape}"
+            raise ValueError(f"steps: expected one whole number from 0 on, got {found}")
+        epochs, under_way = divmod(int(steps), batches)
+        history, losses = len(self.progress.history), len(self.progress.meter.losses)
+        if (epochs, under_way) != (history, losses):
+            raise ValueError(
+                f"expected metrics of {epochs} epochs and losses of {under_way} steps after {steps} steps, "
+                f"found {history} and {losses}"
+            )
+
+    def _check_averages(self, trainer: Trainer) -> None:
+        """Raise a ValueError that names each of the optimiser's arrays that is not there or not made of its numbers."""
+        optimizer, problems = trainer.optimizer, []
+        for kind, (name, parameter) in product(optimizer.kinds, optimizer.parameters.items()):
+            key, dtype = f"optimizer/{kind}/{name}", parameter.data.dtype
+            array = self.state.get(key)
+            if array is None:
+                if self.state["steps"] > 0:  # they come with the first step
+                    problems.append(f"{key}: expected {dtype} {parameter.data.shape}, found none")
+            elif array.dtype != dtype:
+                problems.append(f"{key}: expected {dtype}, got {array.dtype}")
+            elif not np.isfinite(array).all():
+                problems.append(f"{key}: expected finite numbers, got some that are not")
+        if problems:
+            raise ValueError("the state does not fit this optimiser:\n  " + "\n  ".join(problems))
 
 
 def save_checkpoint(folder: Path, training: Training, progress: Progress) -> None:
@@ -129,32 +155,43 @@ def read_checkpoint(folder: str | Path) -> Checkpoint:
             f"expected a run folder to go on with at {folder}, found {found}. A run writes it before its first epoch; "
             "if there is none, start the run again"
         )
-    if path.stat().st_size > LARGEST:
-        raise ValueError(f"{path}: expected a checkpoint of at most {LARGEST:,} bytes, got {path.stat().st_size:,}")
-    arrays, metadata = load_weights(path)
+    arrays, metadata = load_weights(path, LARGEST)
     try:
         facts = {name: json.loads(metadata[name]) for name in ("config", "data", "history", "meter", "best")}
         meter = Meter(**facts["meter"])
         history = [EpochMetrics(**row) for row in facts["history"]]
-        best = -math.inf if facts["best"] is None else float(facts["best"])
         config = TrainingConfig(**facts["config"])
         if not isinstance(facts["data"], str):
             raise TypeError("data is no text")
-        _check_numbers(meter, history)
+        _check_numbers(meter, history, facts["best"])
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no checkpoint of a training, or of another version: {error}") from error
+    best = -math.inf if facts["best"] is None else facts["best"]
     return Checkpoint(path, config, facts["data"], Progress(history, meter, best), arrays)
 
 
-def _check_numbers(meter: Meter, history: list[EpochMetrics]) -> None:
+def _check_numbers(meter: Meter, history: list[EpochMetrics], best: Any) -> None:
     """Raise a ValueError or TypeError if what was read are not numbers of the right kind."""
     for row in history:
         for name, value in asdict(row).items():
             whole = name in ("epoch", "steps")
             if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-                raise TypeError(f"history: expected {name} as a number, got {value!r}")
-    counts = [*meter.sizes, meter.right]
-    if any(type(count) is not int or count < 0 for count in counts):
-        raise ValueError(f"meter: expected numbers of pictures, got {counts[:5]}")
-    if len(meter.sizes) != len(meter.losses) or not all(isinstance(loss, float) for loss in meter.losses):
-        raise ValueError(f"meter: expected a loss for each of {len(meter.sizes)} steps, got {meter.losses[:5]}")
+                raise TypeError(f"history: expected {name} as a number, got {value!r:.100}")
+            if abs(value) > MOST:
+                raise ValueError(f"history: expected {name} of at most {MOST:,}, got {value!r:.100}")
+    if not all(_is_count(size, 1) for size in meter.sizes) or not _is_count(meter.right, 0):
+        counts = [*meter.sizes[:5], meter.right]
+        raise ValueError(f"meter: expected numbers of pictures, got {counts!r:.100}")
+    if len(meter.sizes) != len(meter.losses) or not all(_is_loss(loss) for loss in meter.losses):
+        losses = meter.losses[:5]
+        raise ValueError(f"meter: expected a loss for each of {len(meter.sizes)} steps, got {losses!r:.100}")
+    if best is not None and (type(best) not in (int, float) or not abs(best) <= MOST):
+        raise ValueError(f"expected the best score as a number, got {best!r:.100}")
+
+
+def _is_count(number: Any, least: int) -> bool:
+    return type(number) is int and least <= number <= MOST
+
+
+def _is_loss(number: Any) -> bool:
+    return type(number) is float and math.isfinite(number)

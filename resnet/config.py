@@ -19,7 +19,11 @@ from resnet.data import DATASETS
 from resnet.data.masks import TEMPLATES
 from resnet.models import MODELS, STEMS
 
-LARGEST_FILE = 2**20  # bytes of a TOML file: all settings together have two thousand
+LARGEST_FILE = 2**14
+"""Bytes of a TOML file. All settings together have 500, and for 2**15 of a.a.a.…a = 1 Python's reader takes seconds."""
+
+LARGEST_NUMBER = 2**63
+"""Whole numbers stay below it, so that they fit into arrays and divide into fractions."""
 
 
 def option(default: Any, help: str, choices: Any = None, least: float | None = None, most: float | None = None) -> Any:
@@ -46,8 +50,9 @@ class TrainingConfig:
     )
     data: str = option(
         "orl",
-        "faces to learn: the ORL database, Labeled Faces in the Wild, or any folder with one folder a person",
-        DATASETS,
+        "faces to learn: the ORL database, Labeled Faces in the Wild, or any folder with one folder a person; of RMFRD "
+        "it is learned whether a mask is worn",
+        (*DATASETS, "rmfrd"),
     )
     data_dir: str | None = option(None, "folder of the pictures; only orl has its own, the installed carrier package")
     template: str | None = option(
@@ -93,7 +98,7 @@ class TrainingConfig:
             name = "--" + field.name.replace("_", "-")
             _check_type(name, value, types[field.name])
             if rules["choices"] is not None and value not in (*rules["choices"], field.default):
-                raise ValueError(f"{name}: expected one of {', '.join(rules['choices'])}, got {value!r}")
+                raise ValueError(f"{name}: expected one of {', '.join(rules['choices'])}, got {_short(value)}")
             least, most = rules["least"], rules["most"]
             if (least is not None and not value >= least) or (most is not None and not value <= most):
                 bounds = f"at least {least}" if most is None else f"from {least} to {most}"
@@ -107,9 +112,20 @@ def _check_type(name: str, value: Any, kind: Any) -> None:
     """Raise a ValueError if a setting, which may come from a file, has another type than its field."""
     allowed = int | float if kind is float else kind
     if isinstance(value, bool) or not isinstance(value, allowed):
-        raise ValueError(f"{name}: expected {KINDS[kind]}, got {value!r}")
+        raise ValueError(f"{name}: expected {KINDS[kind]}, got {_short(value)}")
+    if isinstance(value, int) and abs(value) >= LARGEST_NUMBER:
+        raise ValueError(f"{name}: expected {KINDS[kind]} below 2^63, got {_short(value)}")
     if kind is float and not math.isfinite(value):
         raise ValueError(f"{name}: expected a finite number, got {value}")
+
+
+def _short(value: Any) -> str:
+    """Say what was given, in few letters whatever it is."""
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "a table"
+    if isinstance(value, int) and abs(value) >= LARGEST_NUMBER:
+        return f"a number of {value.bit_length()} bits"
+    return f"{value!r:.100}"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -155,8 +171,9 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         if name not in types:
             near = difflib.get_close_matches(name, types, 1)
             hint = f"; did you mean {near[0].replace('_', '-')}?" if near else "; train.py --help lists all"
-            raise ValueError(f"{path}: there is no setting {name.replace('_', '-')}{hint}")
-        if types[name] is float and type(value) is int:
+            shown = name.replace("_", "-") if name.isprintable() else repr(name)
+            raise ValueError(f"{path}: there is no setting {shown:.100}{hint}")
+        if types[name] is float and type(value) is int and abs(value) < LARGEST_NUMBER:
             settings[name] = float(value)
     return settings
 

@@ -1,5 +1,13 @@
 """How good are the answers: rank-k accuracy, right and wrong by class, and "the same person?" by ROC curve.
 
+``python -m resnet.evaluation --model RUN --pairs FOLDER`` measures how well a network tells people apart whom it never
+saw, and sets the threshold from which ``python -m resnet.predict --gallery`` takes a person for recognised. Each
+picture of FOLDER, one folder a person, is compared with each person, as predict does it; with its own person as if it
+had not been among the pictures that they were enrolled by. The threshold is the lowest that accepts at most a chosen
+share of the impostors. That share is a rate per comparison: a stranger is compared with all K people of a gallery, and
+taken for one of them with up to about K times the rate. It holds for pictures like those it was measured on: for bare
+faces enrolled and masked ones asked about, give the bare ones as --gallery and the masked ones as --pairs.
+
 Letters: N pictures, K people (classes), M comparisons of two pictures, G of them of one person (genuine), I of two
 (impostors), T distinct scores among them, D numbers in a feature vector. For intervals and tests of what comes out
 here see :mod:`resnet.statistics`.
@@ -7,11 +15,21 @@ here see :mod:`resnet.statistics`.
 
 from __future__ import annotations
 
+import argparse
+import math
+import sys
 from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from resnet import __version__
+from resnet.command import end_well, make_parser, not_empty
+from resnet.text import printable
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -226,14 +244,23 @@ def cosine_similarity(a: ArrayLike, b: ArrayLike) -> Floats:
         ValueError: wrong shapes, a value that is not finite, or a row of zeros, which has no direction.
 
     """
-    directions_a, directions_b = _directions("a", a), _directions("b", b)
+    directions_a, directions_b = directions(a, "a"), directions(b, "b")
     if directions_a.shape[1] != directions_b.shape[1]:
         raise ValueError(f"expected rows of one length, got a {directions_a.shape} and b {directions_b.shape}")
     return np.clip(directions_a @ directions_b.T, -1.0, 1.0)  # (N, D) @ (D, M) -> (N, M)
 
 
-def _directions(name: str, rows: ArrayLike) -> Floats:
-    """Rows (N, D) as checked float64, each of length 1."""
+def directions(rows: ArrayLike, name: str = "vectors") -> Floats:
+    """Rows (N, D) in float64, their lengths made 1.
+
+    Args:
+        rows: (N, D), finite, none all zeros.
+        name: what the errors call them.
+
+    Raises:
+        ValueError: wrong shape, a value that is not finite, or a row of zeros, which has no direction.
+
+    """
     rows = np.asarray(rows, dtype=np.float64)
     if rows.ndim != 2 or rows.size == 0:
         raise ValueError(f"expected {name} as rows (N, D), at least one, got {rows.shape}")
@@ -244,6 +271,70 @@ def _directions(name: str, rows: ArrayLike) -> Floats:
         raise ValueError(f"expected rows of {name} with a direction, got zeros in row {int(largest.argmin())}")
     rows = rows / largest  # so that squares neither overflow nor vanish
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)  # (N, D) / (N, 1)
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How well genuine comparisons are told from impostors, and where to put the threshold.
+
+    Attributes:
+        genuine, impostors: numbers of comparisons.
+        area_under_roc, equal_error_rate: see the functions of these names.
+        asked: the share of impostors that may be accepted at most.
+        threshold: the lowest that keeps to it; a comparison is accepted if its score >= threshold.
+        false_accepts: the share of impostors that it accepts.
+        true_accepts: the share of genuine comparisons that it accepts.
+    """
+
+    genuine: int
+    impostors: int
+    area_under_roc: float
+    equal_error_rate: float
+    asked: float
+    threshold: float
+    false_accepts: float
+    true_accepts: float
+
+
+def verify(scores: ArrayLike, positive: ArrayLike, false_accepts: float) -> Verification:
+    """Measure comparisons and choose a threshold.
+
+    Args:
+        scores, positive: as :func:`roc_curve`.
+        false_accepts: the share of impostors to accept at most, above 0 and below 1.
+
+    Raises:
+        ValueError: as :func:`roc_curve`; a share out of range; fewer impostors than one in 1 / share; or no threshold
+            keeps to the share, as too many impostors have the highest score of all.
+
+    """
+    if not 0 < false_accepts < 1:
+        raise ValueError(f"expected false_accepts above 0 and below 1, got {false_accepts}")
+    curve = roc_curve(scores, positive)
+    genuine = int(np.count_nonzero(positive))
+    impostors = np.size(positive) - genuine
+    if impostors * false_accepts < 1:
+        raise ValueError(
+            f"expected at least {math.ceil(1 / false_accepts):,} impostor comparisons, to say where {false_accepts:g} "
+            f"of them are accepted, got {impostors:,} (and {genuine:,} genuine ones): take more people or pictures, or "
+            "a larger share (--false-accepts)"
+        )
+    place = _last_within(curve, false_accepts)
+    if place == 0:
+        raise ValueError(
+            f"no threshold accepts at most {false_accepts:g} of the impostors: {curve.false_accepts[1]:.2g} of them "
+            "have the highest score of all. Are the same pictures in the folders of several people?"
+        )
+    return Verification(
+        genuine=genuine,
+        impostors=impostors,
+        area_under_roc=area_under_roc(scores, positive),
+        equal_error_rate=equal_error_rate(scores, positive),
+        asked=false_accepts,
+        threshold=float(curve.thresholds[place]),
+        false_accepts=float(curve.false_accepts[place]),
+        true_accepts=float(curve.true_accepts[place]),
+    )
 
 
 def _accepted(scores: ArrayLike, positive: ArrayLike) -> tuple[Counts, Counts, Floats]:
@@ -281,3 +372,127 @@ def _checked_classes(name: str, values: ArrayLike, classes: int) -> Counts:
     if numbers.min() < 0 or numbers.max() >= classes:
         raise ValueError(f"expected {name} from 0 to {classes - 1}, got {numbers.min()} to {numbers.max()}")
     return numbers.astype(np.int64)
+
+
+# The command.
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Set a threshold from pairs; returns the exit status, see :mod:`resnet.command`."""
+    from resnet.inference import add_network_options  # here, as gallery and inference need this module
+
+    parser = make_parser(
+        "python -m resnet.evaluation",
+        "Measure on pairs of pictures how well a network tells people apart, and set the threshold from which "
+        "python -m resnet.predict --gallery takes a person for recognised.",
+    )
+    parser.add_argument(
+        "--pairs",
+        type=not_empty,
+        required=True,
+        metavar="FOLDER",
+        help="one folder a person, best of people unknown in training",
+    )
+    parser.add_argument(
+        "--gallery",
+        type=not_empty,
+        metavar="FOLDER",
+        help="compare with the people in it instead of those in --pairs, the same by name: bare faces, where those in "
+        "--pairs wear masks",
+    )
+    parser.add_argument(
+        "--false-accepts",
+        type=share,
+        default=0.01,
+        metavar="SHARE",
+        help="of comparisons with somebody else that may be accepted (0.01); a stranger compared with a gallery of K "
+        "people is taken for one of them with up to about K times this share",
+    )
+    add_network_options(parser, bad_pictures="stop")
+    options = parser.parse_args(arguments)
+    return end_well(lambda: _set_threshold(options), debug=options.debug)
+
+
+def share(text: str) -> float:
+    """Read a share above 0 and below 1.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < 1:
+        raise argparse.ArgumentTypeError(f"expected a number above 0 and below 1, got {text!r}")
+    return number
+
+
+def _set_threshold(options: argparse.Namespace) -> int:
+    """Do the command's work; returns the exit status."""
+    from nn.parallel import threads
+    from resnet.gallery import all_pairs, embed_people, enrol, fingerprint, leave_one_out, threshold_file
+    from resnet.inference import load_network
+    from resnet.runfolder import write_json
+
+    network = load_network(options.model, options.backend)
+    sha256 = fingerprint(network.path)  # now: a training may go on writing while this measures
+    reading = {"batch_size": options.batch_size, "bad_pictures": options.bad_pictures}
+    with threads(options.threads):
+        known = embed_people(network, options.pairs, **reading)
+        gallery = None if options.gallery is None else enrol(network, options.gallery, **reading)
+    scores, genuine = leave_one_out(known.embeddings, known.labels) if gallery is None else all_pairs(gallery, known)
+    people, pictures = len(known.people), len(known.labels)
+    for note in (*known.notes, *(() if gallery is None else gallery.notes)):
+        print(f"note: {printable(note)}", file=sys.stderr)
+    if not genuine.any() or genuine.all():
+        needed = "one of them with two pictures" if gallery is None else "one of them with a folder in both"
+        raise ValueError(
+            f"expected pairs of both kinds, got {genuine.sum():,} genuine ones and {(~genuine).sum():,} impostors, of "
+            f"{people} people with {pictures} pictures: it takes at least two people, {needed}"
+        )
+    learned = set(known.people) & set(network.people)
+    if learned:
+        print(
+            f"note: {len(learned)} of the {people} people have names that the network learned; if it is them, "
+            "strangers will be told apart less well than these numbers say",
+            file=sys.stderr,
+        )
+    found = verify(scores, genuine, options.false_accepts)
+    facts = {
+        "weights": network.path.name,
+        "sha256": sha256,
+        "pairs": str(Path(options.pairs).resolve()),
+        "gallery": None if gallery is None else str(Path(options.gallery).resolve()),
+        "people": people,
+        "pictures": pictures,
+        **asdict(found),
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "version": __version__,
+    }
+    path = threshold_file(network)
+    write_json(path, facts)
+    print(_table(people, pictures, found))
+    print(f"written: {path}")
+    return 0
+
+
+def _table(people: int, pictures: int, found: Verification) -> str:
+    """What was measured, a line each."""
+    rows = {
+        "people": f"{people:,}",
+        "pictures": f"{pictures:,}",
+        "genuine pairs": f"{found.genuine:,}",
+        "impostor pairs": f"{found.impostors:,}",
+        "area under ROC": f"{found.area_under_roc:.4f}",
+        "equal error rate": f"{100 * found.equal_error_rate:.2f} %",
+        "false accepts": f"{100 * found.false_accepts:.4g} % (asked for: at most {100 * found.asked:.4g} %)",
+        "true accepts": f"{100 * found.true_accepts:.2f} %",
+        "threshold": f"{found.threshold:.4f}",
+    }
+    return "\n".join(f"{name:18}{value}" for name, value in rows.items())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -6,7 +6,6 @@ the state dict, are torchvision's.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Iterator
 from typing import TypedDict, Unpack
@@ -17,6 +16,7 @@ from nn import BatchNorm2d, Flatten, GlobalAvgPool2d, Linear, MaxPool2d, Module,
 from nn.backend import Array, array_module
 from nn.profile import LayerRecord, layer_table, note_kept, record_layers
 from resnet.blocks import BasicBlock, Bottleneck, PlainBasicBlock, PlainBottleneck, Recipe
+from resnet.command import end_well, make_parser
 
 STEMS = ("imagenet", "small")
 BlockType = type[PlainBasicBlock] | type[PlainBottleneck]
@@ -328,22 +328,22 @@ def summarize(model: ResNet, size: int, batch: int = 1) -> list[LayerRecord]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Print a network as a table: the command ``python -m resnet.models``. Returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m resnet.models", description="Print a network layer by layer.")
+    parser = make_parser("python -m resnet.models", "Print a network layer by layer.")
     parser.add_argument("model", choices=MODELS, metavar="MODEL", help=", ".join(MODELS))
     parser.add_argument("--input", type=int, default=224, help="side of the pictures (224)")
     parser.add_argument("--classes", type=int, default=1000, help="number of classes (1000)")
     parser.add_argument("--channels", type=int, default=3, help="channels of the pictures (3)")
     parser.add_argument("--batch", type=int, default=1, help="pictures a batch, for shapes and bytes (1)")
     options = parser.parse_args(arguments)
-    try:
+
+    def work() -> int:
         model = make_model(options.model, options.classes, options.channels)
         records = summarize(model, options.input, options.batch)
-    except (ValueError, MemoryError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"{options.model}: pictures {options.batch} × {options.input} × {options.input} × {options.channels}")
-    print(layer_table(records))
-    return 0
+        print(f"{options.model}: pictures {options.batch} × {options.input} × {options.input} × {options.channels}")
+        print(layer_table(records))
+        return 0
+
+    return end_well(work, debug=options.debug)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ def draw_curves(history: Sequence[EpochMetrics], path: Path) -> None:
     loss.set(title="training loss", xlabel="epoch", ylabel="cross-entropy (nats)")
     for name, style in (("train", "k:"), ("clean", "C0.-"), ("masked", "C1s--")):
         values = [100 * getattr(metrics, f"{name}_accuracy") for metrics in history]
+        if any(math.isnan(value) for value in values):
+            continue  # not tested
         accuracy.plot(epochs, values, style, markersize=4, label="training" if name == "train" else f"test, {name}")
     accuracy.set(title="rank-1 accuracy", xlabel="epoch", ylabel="%", ylim=(0, 102))
     accuracy.legend(loc="lower right")
@@ -48,12 +51,15 @@ def draw_curves(history: Sequence[EpochMetrics], path: Path) -> None:
     save_figure(figure, path)
 
 
-def draw_predictions(faces: Faces, scores: NDArray[Any], path: Path, rows: int = 4, columns: int = 10) -> None:
+def draw_predictions(
+    faces: Faces, scores: NDArray[Any], kind: str, path: Path, rows: int = 4, columns: int = 10
+) -> None:
     """Draw test faces with the person predicted; mistakes come first, in a red frame, with the true person too.
 
     Args:
         faces: N test pictures.
         scores: (N, K), higher is more likely.
+        kind: of the pictures, for the title: "masked" or "clean".
         path: PNG to write.
         rows, columns: of the sheet.
     """
@@ -62,7 +68,7 @@ def draw_predictions(faces: Faces, scores: NDArray[Any], path: Path, rows: int =
     spread = np.linspace(0, len(faces) - 1, min(len(faces), rows * columns)).astype(int)  # people evenly
     order = [*np.flatnonzero(wrong), *(index for index in spread if not wrong[index])][: rows * columns]
     figure = Figure(figsize=(1.25 * columns, 1.6 * rows + 0.5), layout="constrained")
-    figure.suptitle(f"{len(faces) - wrong.sum()} of {len(faces)} masked test faces recognised; mistakes first")
+    figure.suptitle(f"{len(faces) - wrong.sum()} of {len(faces)} {kind} test faces recognised; mistakes first")
     for axes in (grid := figure.subplots(rows, columns, squeeze=False)).flat:
         axes.axis("off")
     for index, axes in zip(order, grid.flat, strict=False):
@@ -94,8 +100,8 @@ def results_table(rows: Mapping[str, Mapping[str, float]], tested: int, trained:
     sets = list(next(iter(rows.values())))
     width = max(map(len, rows))
     lines = [
-        f"\nrank-1 accuracy on {tested} test photographs, clean and masked;",
-        f"every method learned from the same {trained} photographs, clean and masked",
+        f"\nrank-1 accuracy on {tested} test photographs, {' and '.join(sets)};",
+        f"every method learned from the same {trained} photographs" + (", clean and masked" if len(sets) > 1 else ""),
         "method".ljust(width) + "".join(name.rjust(10) for name in sets),
     ]
     for method, accuracies in rows.items():

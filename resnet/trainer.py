@@ -85,7 +85,7 @@ class Trainer:
         expected = set(parts)
         for name, array in state.items():
             part, _, rest = name.partition("/")
-            if rest:
+            if name != "steps":
                 parts.setdefault(part, {})[rest] = array
         if "steps" not in state or set(parts) != expected:
             wanted = ", ".join(f"{part}/…" for part in sorted(expected))

@@ -34,10 +34,11 @@ from resnet.baselines import evaluate_baselines
 from resnet.checkpoint import FILE as CHECKPOINT
 from resnet.checkpoint import Progress, read_checkpoint, save_checkpoint
 from resnet.config import TrainingConfig
-from resnet.data import Faces, load_faces
+from resnet.data import Faces, detection, load_faces
 from resnet.data.augment import Augmentation
 from resnet.data.batches import TrainingBatches, masked_copies, prefetch
 from resnet.data.faces import join, split_by_person
+from resnet.data.rmfrd import load_rmfrd
 from resnet.evaluation import rank_k_accuracy
 from resnet.inference import predict
 from resnet.memory import memory_errors_explained
@@ -121,8 +122,15 @@ def prepare(config: TrainingConfig, *, pretrained: bool = True) -> Training:
         ValueError: faces, weights or settings that cannot be used.
         BackendError: the wanted backend cannot be used here.
     """
-    backend = choose_backend(config.backend)  # before the faces are read: that takes a while
-    check_precision(config.precision, load_backend(backend))
+    check_precision(config.precision, load_backend(choose_backend(config.backend)))  # before faces are read: it is slow
+    training = _prepare_detector(config) if config.data == "rmfrd" else _prepare_recogniser(config)
+    if config.weights is not None and pretrained:
+        training.notes += load_pretrained(training.model, config.weights, training.train_faces.people)
+    return training
+
+
+def _prepare_recogniser(config: TrainingConfig) -> Training:
+    """Return a training that tells people apart, masked or not."""
     faces = load_faces(
         config.data,
         config.data_dir,
@@ -133,10 +141,25 @@ def prepare(config: TrainingConfig, *, pretrained: bool = True) -> Training:
         points_file=config.points,
     )
     train_faces, test_faces = split_faces(faces, config)
-    tests = {"clean": test_faces, "masked": masked_copies(test_faces, config.seed)}
-    training = assemble(config, train_faces, tests)
-    if config.weights is not None and pretrained:
-        training.notes += load_pretrained(training.model, config.weights, train_faces.people)
+    return assemble(config, train_faces, {"clean": test_faces, "masked": masked_copies(test_faces, config.seed)})
+
+
+def _prepare_detector(config: TrainingConfig) -> Training:
+    """Return a training that tells masked faces from bare ones; whoever is tested on was not learned from."""
+    if config.data_dir is None:
+        raise ValueError("the data set 'rmfrd' needs --data-dir DIR, the folder of the unpacked set (docs/data.md)")
+    rmfrd = load_rmfrd(
+        config.data_dir, config.image_size, bad_pictures=config.bad_pictures, most_each=detection.MOST_EACH
+    )
+    people = np.random.default_rng([config.seed, 0]).permutation(len(rmfrd.masked.people))
+    tested = people[: max(1, round(config.test_share * len(people)))]
+    learned, test = detection.divide(rmfrd, tested)
+    shown = detection.with_drawn_masks(learned, config.seed)
+    training = assemble(replace(config, mask_probability=0.0), shown, {"clean": test})  # masks are drawn already
+    training.notes.append(
+        f"{len(people) - len(tested)} people are learned from, {len(tested)} others tested on; to learn from there are "
+        "bare faces, the same with drawn masks, and real masks"
+    )
     return training
 
 
@@ -410,14 +433,16 @@ def finish(training: Training, history: list[EpochMetrics], folder: Path, say: A
         OSError: the folder cannot be written.
     """
     draw_curves(history, folder / "curves.png")
-    masked = training.tests["masked"]
-    draw_predictions(masked, training.scores(masked.pictures), folder / "predictions.png")
-    train_masked = masked_copies(training.train_faces, training.config.seed + 1)  # other masks than the test's
-    gallery = join(training.train_faces, train_masked)
+    kind, shown = list(training.tests.items())[-1]  # the harder ones, masked, if there are any
+    draw_predictions(shown, training.scores(shown.pictures), kind, folder / "predictions.png")
+    gallery = training.train_faces
+    if "masked" in training.tests:
+        gallery = join(gallery, masked_copies(gallery, training.config.seed + 1))  # other masks than the test's
     name = training.config.arch + (" LeakyReLU" if training.config.activation == "leaky_relu" else " ReLU")
     rows = evaluate_baselines(gallery, training.tests) | {name: training.test()}
-    write_json(folder / "results.json", facts(training) | {"rank1": rows, "epochs": [asdict(row) for row in history]})
-    say(results_table(rows, len(masked), len(training.train_faces)))
+    epochs = [{key: value for key, value in asdict(row).items() if not math.isnan(value)} for row in history]
+    write_json(folder / "results.json", facts(training) | {"rank1": rows, "epochs": epochs})
+    say(results_table(rows, len(shown), len(training.train_faces)))
     say("written: " + ", ".join(str(path) for path in sorted(folder.iterdir())))
 
 
@@ -425,8 +450,9 @@ def describe(training: Training) -> str:
     """Return in a few lines what is about to be trained on what."""
     config, faces = training.config, training.train_faces
     height, width, channels = faces.pictures.shape[1:]
+    classes = "answers" if config.data == "rmfrd" else "people"
     lines = [
-        f"{len(faces.people)} people, {len(faces)} photographs to train on, {len(training.tests['clean'])} to test, "
+        f"{len(faces.people)} {classes}, {len(faces)} photographs to train on, {len(training.tests['clean'])} to test, "
         f"{height}x{width} {'grey' if channels == 1 else 'colour'}",
         *(f"note: {note}" for note in (*faces.notes, *training.notes)),
         f"{config.arch} ({config.activation}), {training.model.count_parameters():,} parameters, "
@@ -438,10 +464,10 @@ def describe(training: Training) -> str:
 def epoch_line(metrics: EpochMetrics, epochs: int) -> str:
     """Return an epoch's metrics in one line."""
     left = metrics.seconds / metrics.epoch * (epochs - metrics.epoch)
+    accuracies = {"train": metrics.train_accuracy, "clean": metrics.clean_accuracy, "masked": metrics.masked_accuracy}
+    shown = [f"{name} {100 * value:5.1f} %" for name, value in accuracies.items() if not math.isnan(value)]
     return (
-        f"epoch {metrics.epoch:3d}/{epochs}  loss {metrics.train_loss:.3f}  "
-        f"train {100 * metrics.train_accuracy:5.1f} %  clean {100 * metrics.clean_accuracy:5.1f} %  "
-        f"masked {100 * metrics.masked_accuracy:5.1f} %  "
+        f"epoch {metrics.epoch:3d}/{epochs}  loss {metrics.train_loss:.3f}  {'  '.join(shown)}  "
         f"lr {metrics.learning_rate:.5f}  {metrics.pictures_per_second:.0f} pictures/s  {left:.0f} s left"
     )
 
@@ -473,6 +499,6 @@ def facts(training: Training) -> dict[str, Any]:
         "people": len(training.train_faces.people),
         "train_photographs": len(training.train_faces),
         "test_photographs": len(training.tests["clean"]),
-        "notes": list(training.train_faces.notes),
+        "notes": [*training.train_faces.notes, *training.notes],
         "machine": machine(training.backend),
     }

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
+from PIL import Image
 from threadpoolctl import threadpool_limits
 
 Array = NDArray[Any]
@@ -42,6 +43,13 @@ def one_blas_thread() -> Iterator[None]:
 def rng() -> np.random.Generator:
     """Return a generator that starts alike in every test."""
     return np.random.default_rng(2023)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let trainings write dots in place of pictures: these take longer to draw than small networks to learn."""
+    for name in ("draw_inputs", "draw_curves", "draw_predictions"):
+        monkeypatch.setattr(f"resnet.training.{name}", lambda *arguments: Image.new("L", (1, 1)).save(arguments[-1]))
 
 
 def normal(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any = np.float64) -> Array:

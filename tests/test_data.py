@@ -121,6 +121,10 @@ class TestReadPicture:
         assert np.array_equal(picture, np.stack([pixels] * 3, axis=2))
 
     @pytest.mark.parametrize(
+        "options", [{"format": "PNG"}, {"format": "TIFF"}, {"format": "TIFF", "compression": "tiff_lzw"}]
+    )
+    @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+    @pytest.mark.parametrize(
         ("orientation", "upright"),
         [
             (1, lambda stored: stored),
@@ -133,14 +137,15 @@ class TestReadPicture:
             (8, np.rot90),
         ],
     )
-    def test_exif_orientation(self, tmp_path, orientation, upright):
+    def test_exif_orientation(self, tmp_path, orientation, upright, mode, options):
         pixels = grey(5, 7)
         exif = Image.Exif()
         exif[0x0112] = orientation
-        path = save(tmp_path / "a.png", pixels, exif=exif)
+        path = tmp_path / "a"
+        Image.fromarray(pixels).convert(mode).save(path, exif=exif, **options)
         expected = upright(pixels)
         assert np.array_equal(read_picture(path, colour=False)[:, :, 0], expected)
-        assert read_header(path) == (*expected.shape, False)
+        assert read_header(path) == (*expected.shape, mode != "L")
 
     @pytest.mark.parametrize("suffix", ["png", "pgm"])
     def test_sixteen_bits_are_scaled_not_cut(self, tmp_path, suffix):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
 from collections.abc import Iterator
 
 import devices
@@ -305,6 +306,29 @@ def test_a_whole_training_runs_and_learns_what_it_learns_on_the_cpu(xp, tmp_path
     facts = json.loads((tmp_path / "cupy" / "config.json").read_text())
     assert facts["backend"] == "cupy"
     assert {"name", "memory", "compute_capability", "cupy", "cuda_of_driver"} <= facts["machine"]["gpu"].keys()
+
+
+@pytest.mark.parametrize(("first", "then"), [("numpy", "cupy"), ("cupy", "numpy")])
+def test_a_training_goes_on_on_another_device(first, then, xp, no_pictures, tmp_path, monkeypatch):
+    """Stopped after four of six steps, within the second epoch, it ends as one that stayed on the CPU."""
+    people, stepping = write_people(tmp_path / "people"), Trainer.step
+
+    def stopped(self, x, labels):
+        if self.steps == 3:
+            signal.raise_signal(signal.SIGINT)
+        return stepping(self, x, labels)
+
+    options = {"epochs": 3, "learning_rate": 0.001, "schedule": "constant"}
+    assert train.main(quick(people, tmp_path / "calm", **options)) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", stopped)
+        assert train.main(quick(people, tmp_path / "moved", backend=first, **options)) == 130
+    assert train.main(["--resume", str(tmp_path / "moved"), "--backend", then]) == 0
+    calm, moved = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("calm", "moved"))
+    assert moved["backend"] == then
+    for there, here in zip(moved["epochs"], calm["epochs"], strict=True):
+        assert there["train_loss"] == pytest.approx(here["train_loss"], rel=1e-3)
+    assert moved["epochs"][-1]["steps"] == 6
 
 
 def test_predictions_are_those_of_the_cpu(xp, rng):

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
+from datetime import datetime, timedelta
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from trained import write_gallery, write_network
 
+import resnet
+from resnet import predict
 from resnet.evaluation import (
     area_under_roc,
     balanced_accuracy,
     confusion_matrix,
     cosine_similarity,
     cumulative_match,
+    directions,
     equal_error_rate,
+    main,
     precision_recall,
     rank_k_accuracy,
     roc_curve,
     threshold_at,
     true_accepts_at,
+    verify,
 )
 
 SCORES = np.array([[0.1, 0.7, 0.2], [0.5, 0.3, 0.2], [0.2, 0.3, 0.5], [0.6, 0.3, 0.1]])
@@ -334,3 +345,186 @@ class TestCosine:
     def test_wrong_input(self, a, b, message):
         with pytest.raises(ValueError, match=message):
             cosine_similarity(a, b)
+
+    def test_directions_by_hand(self):
+        np.testing.assert_allclose(directions([[3, 4], [0, -9]]), [[0.6, 0.8], [0.0, -1.0]], rtol=1e-15)
+        with pytest.raises(ValueError, match="rows of faces with a direction"):
+            directions([[0.0, 0.0]], "faces")
+
+
+class TestVerify:
+    IMPOSTORS = np.arange(100) / 100  # 0.00 to 0.99
+    GENUINE = np.array([0.945, 0.5, 0.965, 2.0])
+
+    def both(self):
+        scores = np.concatenate([self.IMPOSTORS, self.GENUINE])
+        return scores, np.arange(len(scores)) >= 100
+
+    @pytest.mark.parametrize(
+        ("asked", "threshold", "false", "true"),
+        [
+            (0.05, 0.945, 0.05, 0.75),  # 0.95 to 0.99 are five; 0.94 would be the sixth
+            (0.059, 0.945, 0.05, 0.75),
+            (0.04, 0.96, 0.04, 0.5),  # the threshold is an impostor's score
+            (0.01, 0.99, 0.01, 0.25),
+            (0.5, 0.5, 0.5, 1.0),  # a genuine and an impostor at 0.5
+        ],
+    )
+    def test_by_hand(self, asked, threshold, false, true):
+        found = verify(*self.both(), asked)
+        assert (found.threshold, found.false_accepts, found.true_accepts) == (threshold, false, true)
+        assert (found.genuine, found.impostors, found.asked) == (4, 100, asked)
+        # wins: 95, 51 less half a tie, 97, 100 of 100 each
+        assert found.area_under_roc == pytest.approx((95 + 50.5 + 97 + 100) / 400, rel=1e-12)
+
+    def test_the_order_of_pairs_does_not_matter(self, rng):
+        scores, positive = self.both()
+        order = rng.permutation(len(scores))
+        assert verify(scores[order], positive[order], 0.05) == verify(scores, positive, 0.05)
+
+    def test_too_few_impostors_for_the_rate(self):
+        scores, positive = self.both()
+        with pytest.raises(ValueError, match=r"at least 101 impostor .* got 100 \(and 4 genuine ones\)"):
+            verify(scores, positive, 1 / 100.5)
+        assert verify(scores, positive, 0.01).threshold == 0.99
+
+    def test_no_threshold_keeps_to_the_rate(self):
+        with pytest.raises(ValueError, match=r"no threshold .* 0.1 of the impostors: 0.5 of them have the highest"):
+            verify([1.0] * 10 + [0.0] * 10 + [1.0], [False] * 20 + [True], 0.1)
+
+    @pytest.mark.parametrize("asked", [0, 1, -0.1, np.nan, np.inf])
+    def test_wrong_rate(self, asked):
+        with pytest.raises(ValueError, match="above 0 and below 1"):
+            verify(*self.both(), asked)
+
+
+class TestCommand:
+    @pytest.fixture
+    def run(self, tmp_path):
+        write_network(tmp_path / "run" / "model.safetensors", ["x", "dora"])
+        return tmp_path / "run"
+
+    @pytest.fixture
+    def people(self, tmp_path):
+        return write_gallery(tmp_path / "people", {"anna": 4, "bert": 3, "carl": 1, "dora": 2})
+
+    def similarities(self, run, gallery, pictures, capsys):
+        """What predict says of pictures: by file and person."""
+        words = ["--model", str(run), "--json", "--backend", "numpy", "--gallery", str(gallery), "--threshold", "-1"]
+        assert predict.main([*words, *map(str, pictures)]) == 0
+        told = json.loads(capsys.readouterr().out)["pictures"]
+        return {(row["file"], one["name"]): one["similarity"] for row in told for one in row["best"]}
+
+    def test_it_measures_what_predict_will_say(self, run, people, tmp_path, capsys):
+        """Take each picture out of its folder, ask predict of it, and find the threshold by trying all."""
+        genuine, impostors = [], []
+        for file in sorted(people.rglob("*.png")):
+            person = file.parent.name
+            shutil.copytree(people, tmp_path / "rest")
+            (tmp_path / "rest" / person / file.name).unlink()
+            for (_, other), score in self.similarities(run, tmp_path / "rest", [file], capsys).items():
+                (genuine if other == person else impostors).append(score)
+            shutil.rmtree(tmp_path / "rest")
+        assert (len(genuine), len(impostors)) == (9, 30)  # carl's only picture is in no genuine pair
+
+        asked = 0.1
+        assert main(["--model", str(run), "--pairs", str(people), "--false-accepts", "0.1", "--backend", "numpy"]) == 0
+        facts = json.loads((run / "threshold.json").read_text())
+        accepted = {t: sum(score >= t for score in impostors) for t in genuine + impostors}
+        best = min(t for t, count in accepted.items() if count <= asked * 30)
+        assert facts["threshold"] == pytest.approx(best, abs=1e-6)
+        assert facts["false_accepts"] == accepted[best] / 30
+        assert facts["true_accepts"] == pytest.approx(sum(score >= best for score in genuine) / 9)
+        wins = sum((g > i) + (g == i) / 2 for g in genuine for i in impostors)
+        assert facts["area_under_roc"] == pytest.approx(wins / (9 * 30), abs=1e-12)
+
+    def test_what_it_writes_and_says(self, run, people, capsys):
+        assert main(["--model", str(run), "--pairs", str(people), "--false-accepts", "0.2", "--batch-size", "3"]) == 0
+        facts = json.loads((run / "threshold.json").read_text())
+        counts = ("people", "pictures", "genuine", "impostors")
+        assert [facts[name] for name in counts] == [4, 10, 9, 30]
+        assert facts["asked"] == 0.2
+        assert facts["false_accepts"] <= 0.2
+        assert facts["sha256"] == hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest()
+        assert (facts["weights"], facts["pairs"], facts["gallery"]) == ("model.safetensors", str(people), None)
+        assert facts["version"] == resnet.__version__
+        assert abs(datetime.fromisoformat(facts["date"]) - datetime.now().astimezone()) < timedelta(minutes=1)
+        printed, notes = capsys.readouterr()
+        lines = dict(line.split(maxsplit=1) for line in printed.splitlines())
+        assert lines["people"] == "4"
+        assert lines["threshold"] == f"{facts['threshold']:.4f}"
+        assert lines["written:"] == str(run / "threshold.json")
+        assert "note: 1 of the 4 people have names that the network learned" in notes  # dora
+
+    def test_against_a_gallery(self, run, people, tmp_path, capsys):
+        probes = write_gallery(tmp_path / "probes", {"bert": 2, "emil": 3}, seed=1)
+        files = sorted(probes.rglob("*.png"))
+        told = self.similarities(run, people, files, capsys)
+        arguments = ["--model", str(run), "--pairs", str(probes), "--gallery", str(people), "--false-accepts", "0.25"]
+        assert main([*arguments, "--backend", "numpy"]) == 0
+        facts = json.loads((run / "threshold.json").read_text())
+        assert [facts[name] for name in ("people", "pictures", "genuine", "impostors")] == [2, 5, 2, 18]
+        assert facts["gallery"] == str(people)
+        genuine = [score for (file, name), score in told.items() if f"/{name}/" in file]
+        accepted = sum(score >= facts["threshold"] - 1e-6 for score in told.values())
+        right = sum(score >= facts["threshold"] - 1e-6 for score in genuine)
+        assert facts["false_accepts"] == (accepted - right) / 18
+        assert facts["true_accepts"] == right / 2
+
+    def test_best_weights_have_theirs_beside_them(self, run, people):
+        best = write_network(run / "best.safetensors", ["x", "y"], seed=1)
+        assert main(["--model", str(best), "--pairs", str(people), "--false-accepts", "0.2"]) == 0
+        facts = json.loads((run / "threshold.json").read_text())
+        assert facts["sha256"] == hashlib.sha256(best.read_bytes()).hexdigest()
+
+    @pytest.mark.parametrize(
+        ("counts", "words"),
+        [
+            ({"anna": 3}, "3 genuine ones and 0 impostors, of 1 people with 3 pictures"),
+            ({"anna": 1, "bert": 1}, "0 genuine ones and 2 impostors"),
+            ({"anna": 1}, "0 genuine ones and 0 impostors"),
+            ({"anna": 2, "bert": 2}, "at least 100 impostor comparisons"),
+            ({"anna": 0}, "without a picture"),
+        ],
+    )
+    def test_too_little_to_compare(self, counts, words, run, tmp_path, capsys):
+        folder = write_gallery(tmp_path / "few", counts)
+        assert main(["--model", str(run), "--pairs", str(folder)]) == 1
+        printed, error = capsys.readouterr()
+        assert words in error
+        assert error.count("\n") == 1
+        assert printed == ""
+        assert not (run / "threshold.json").exists()
+
+    def test_nobody_is_in_both_folders(self, run, people, tmp_path, capsys):
+        other = write_gallery(tmp_path / "others", {"emil": 2})
+        assert main(["--model", str(run), "--pairs", str(people), "--gallery", str(other)]) == 1
+        assert "one of them with a folder in both" in capsys.readouterr().err
+
+    def test_a_broken_picture_stops_it_or_is_skipped(self, run, people, capsys):
+        (people / "anna" / "0.png").write_bytes(b"no picture")
+        arguments = ["--model", str(run), "--pairs", str(people), "--false-accepts", "0.2"]
+        assert main(arguments) == 1
+        assert str(people / "anna" / "0.png") in capsys.readouterr().err
+        assert main([*arguments, "--bad-pictures", "skip"]) == 0
+        assert "skipped: cannot read picture" in capsys.readouterr().err
+        assert json.loads((run / "threshold.json").read_text())["pictures"] == 9
+
+    @pytest.mark.parametrize("text", ["0", "1", "-0.1", "nan", "inf", "1 %", ""])
+    def test_wrong_use(self, text, capsys):
+        with pytest.raises(SystemExit) as exit_:
+            main(["--model", "run", "--pairs", "people", f"--false-accepts={text}"])
+        assert exit_.value.code == 2
+        assert f"above 0 and below 1, got '{text}'" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("arguments", [[], ["--model", "run"], ["--pairs", "x"], ["--model", "x", "--pairs", ""]])
+    def test_what_is_missing(self, arguments, capsys):
+        with pytest.raises(SystemExit) as exit_:
+            main(arguments)
+        assert exit_.value.code == 2
+
+    def test_no_model(self, people, tmp_path, capsys):
+        assert main(["--model", str(tmp_path / "nowhere"), "--pairs", str(people)]) == 1
+        assert "error: expected a run folder" in capsys.readouterr().err
+        with pytest.raises(FileNotFoundError):
+            main(["--model", str(tmp_path / "nowhere"), "--pairs", str(people), "--debug"])

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from nn import LeakyReLU, Linear
-from resnet.data import Faces
+from resnet.data import Faces, detection
 from resnet.data.faces import join, reframe
 from resnet.data.masks import TEMPLATES
 from resnet.experiments import activation, harness, mask_detection, occlusion, real_masks, trainings
@@ -357,7 +357,7 @@ def trainings_input(training: Any, pictures: np.ndarray) -> np.ndarray:
 def test_folds_keep_people_apart_and_test_everybody_once(lab):
     tested = []
     for fold in range(mask_detection.FOLDS):
-        learned, held_out = mask_detection.divide(lab, 16, fold)
+        learned, held_out = mask_detection.divided(lab, 16, fold)
         names = [{Path(file).parent.name for file in faces.files} for faces in (learned, held_out)]
         assert not names[0] & names[1]
         assert len(names[0] | names[1]) == 12
@@ -380,7 +380,7 @@ def test_recolouring_changes_the_order_of_colours_of_the_mask_and_nothing_else(r
     bare = replace(made_up(40), pictures=rng.integers(0, 256, (40, 16, 16, 3), dtype=np.uint8))
     masked = replace(bare, pictures=bare.pictures.copy())
     masked.pictures[:, 8:, 4:12] = (10, 20, 30)
-    found = mask_detection.recoloured(masked, bare, rng).pictures
+    found = detection.recoloured(masked, bare, rng).pictures
     np.testing.assert_array_equal(found[:, :8], bare.pictures[:, :8])
     np.testing.assert_array_equal(found[:, 8:, :4], bare.pictures[:, 8:, :4])
     orders = {tuple(colour) for colour in found[:, 8, 4].tolist()}
@@ -401,7 +401,7 @@ def test_real_and_drawn_masks_come_equally_often_and_bare_faces_as_often_as_both
 
 
 def test_pictures_are_repeated_in_turns():
-    assert mask_detection.repeated(made_up(3), 5).files == ("0.png", "1.png", "2.png", "0.png", "1.png")
+    assert detection.repeated(made_up(3), 5).files == ("0.png", "1.png", "2.png", "0.png", "1.png")
 
 
 def test_mask_detection_reports_folds_and_speed(lab, tmp_path, monkeypatch):

@@ -447,6 +447,12 @@ class TestCifar10:
         ):
             load_cifar10(tmp_path)
 
+    def test_a_large_file_of_names_is_refused_unread(self, tmp_path):
+        path = make_cifar10(tmp_path) / "batches.meta.txt"
+        os.truncate(path, 2**40)  # of which nothing is stored
+        with pytest.raises(ValueError, match=rf"{path}: expected names of classes in up to 10000 bytes, found 1099511"):
+            load_cifar10(tmp_path)
+
     @pytest.mark.parametrize("name", ["data_batch_3.bin", "test_batch.bin"])
     @pytest.mark.parametrize("size", [0, 1, 3072, 3074, 2 * 3073 - 1])
     def test_cut_short(self, tmp_path, name, size):

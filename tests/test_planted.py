@@ -62,6 +62,7 @@ ON_THE_CPU = {
     "softmax",
     "fingerprint",
     "check_state_dict",
+    "_misfits",
     "state_dict",
     "load_state_dict",
 }

@@ -24,6 +24,15 @@ def test_the_tables_are_those_of_the_result_files():
     assert load_writer().written(readme) == readme, "run: python docs/write_results.py"
 
 
+def test_the_page_on_use_says_what_the_long_tests_found():
+    page = (ROOT / "docs" / "use.md").read_text()
+    assert "a training survived 50 of 50" in page
+    assert load_writer().written(page) == page, "run: python docs/write_results.py"
+    fuzz = json.loads((ROOT / "docs" / "results" / "fuzz.json").read_text())
+    assert fuzz["failures"] == []
+    assert fuzz["all"]["cases"] >= 20_000
+
+
 def test_the_page_of_claims_is_that_of_the_result_files():
     page, writer = (ROOT / "docs" / "claims.md").read_text(), load_writer()
     assert writer.claims_page() == page, "run: python docs/write_results.py"

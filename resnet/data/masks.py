@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -28,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
+from resnet.command import end_well, make_parser
 from resnet.data.mask_styles import COLOURS, CUTS, STRAPS, STYLES, Cut, Floats, roundness, wrinkles
 
 Picture: TypeAlias = NDArray[np.uint8]
@@ -286,7 +286,7 @@ def mask_sheet(pictures: Picture, points: Points, rng: np.random.Generator, colu
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command's options."""
-    parser = argparse.ArgumentParser(prog="python -m resnet.data.masks", description="Write a sheet of masked faces.")
+    parser = make_parser("python -m resnet.data.masks", "Write a sheet of masked faces.")
     parser.add_argument("--data", default="orl", help="orl, lfw, or folder for one folder a person (default: orl)")
     parser.add_argument("--data-dir", type=Path, help="where its pictures are")
     parser.add_argument("--template", choices=sorted(TEMPLATES), help="facial points (default: those of the data set)")
@@ -299,11 +299,12 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write a sheet of faces with every style of mask; returns the exit status, 1 after an error in one line."""
+    """Write a sheet of faces with every style of mask; returns the exit status, see :mod:`resnet.command`."""
     from resnet.data import load_faces  # here, as every loader takes its TEMPLATES from this module
 
     options = _options(argv)
-    try:
+
+    def work() -> int:
         if options.rows < 1 or options.columns < 1 or options.seed < 0:
             given = f"got {options.rows}, {options.columns} and {options.seed}"
             raise ValueError(f"expected --rows and --columns of at least 1 and --seed of at least 0, {given}")
@@ -313,11 +314,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         _, firsts = np.unique(faces.labels[shuffled], return_index=True)  # one picture a person
         chosen = shuffled[rng.permutation(firsts)[: options.rows * options.columns]]
         mask_sheet(faces.pictures[chosen], faces.points, rng, options.columns).save(options.out)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"{len(chosen)} people, each in {len(STYLES)} masks ({', '.join(STYLES)}): {options.out}")
-    return 0
+        print(f"{len(chosen)} people, each in {len(STYLES)} masks ({', '.join(STYLES)}): {options.out}")
+        return 0
+
+    return end_well(work, debug=options.debug)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,12 @@ COLUMNS = ("file", *(f"{point}_{axis}" for point in POINTS for axis in "xy"))
 SEPARATORS = ",;\t"
 """What may stand between two cells; a decimal point may be a comma where that is none of them in the file at hand."""
 
+LARGEST_FILE = 2**24
+"""Bytes of a CSV file that is read; a line has about 100, so that is room for 160,000 pictures."""
+
+LONGEST_CELL = 500
+"""Letters of a cell: a person, a file, or a number. To bring much longer names into one form can take minutes."""
+
 
 def parse_box(text: str) -> tuple[float, float, float, float]:
     """Read where the face is in every picture: "left,top,right,bottom", as shares of width and height.
@@ -73,12 +79,14 @@ def read_points(path: str | Path) -> dict[str, Points]:
         (6, 2) pixels from the picture's upper left corner, right and down, by `picture_key`.
 
     Raises:
-        ValueError: there is no such file, it is no table in UTF-8, a column is missing, a cell is no number, or a
-            picture comes twice. The message names file and line.
+        ValueError: there is no such file, it is too large, it is no table in UTF-8, a column is missing, a cell is no
+            number, or a picture comes twice. The message names file and line.
 
     """
     if not Path(path).is_file():
         raise ValueError(f"expected a CSV file of facial points at {path} (--points), found none. {_DRAFT}")
+    if (size := Path(path).stat().st_size) > LARGEST_FILE:
+        raise ValueError(f"{path}: expected a CSV file of at most {LARGEST_FILE:,} bytes, got {size:,}")
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -97,6 +105,8 @@ def read_points(path: str | Path) -> dict[str, Points]:
                 continue
             if len(cells) != len(header):
                 raise ValueError(f"expected {len(header)} cells as in the first line, got {len(cells)}")
+            if max(map(len, cells)) > LONGEST_CELL:
+                raise ValueError(f"expected cells of up to {LONGEST_CELL} letters, got one of {max(map(len, cells))}")
             row = dict(zip(header, cells, strict=True))
             key = picture_key(row["file"].strip())
             if key in points:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from functools import partial
 from pathlib import Path
 
-from nn import BackendError
+from resnet.command import INTERRUPTED, end_well, make_parser
 from resnet.experiments import NAMES
 from resnet.experiments.harness import PRESETS, Lab, load, minutes, paragraph, run, state
 from resnet.experiments.sources import ADVICE, SETS, Sources
-from resnet.memory import OutOfMemoryError
-from resnet.trainer import TrainingError
 
 CHECKOUT = Path(__file__).parents[2]
 HOME = CHECKOUT if (CHECKOUT / "pyproject.toml").is_file() else Path()  # an installed package writes where it is run
@@ -33,8 +30,8 @@ def _cost(name: str, preset: str) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns 0 for success, 1 for failure, 2 for wrong use, 130 after Ctrl-C."""
-    parser = argparse.ArgumentParser(prog="python -m resnet.experiments", description="Put the papers to the test.")
+    """Run the command; returns its exit status, see :mod:`resnet.command`."""
+    parser = make_parser("python -m resnet.experiments", "Put the papers to the test.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(NAMES)}; none to list them, all for all")
     parser.add_argument("--preset", choices=PRESETS, default="quick", help="how thorough (quick: up to 10 minutes)")
     for name in SETS:
@@ -44,7 +41,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, default=Lab.work, help="folder of what is done so far (%(default)s)")
     parser.add_argument("--backend", choices=("auto", "numpy", "cupy"), default="auto", help="where to compute")
     parser.add_argument("--threads", type=int, default=0, help="cores to compute on, 0 for all (0)")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(arguments)
     names = list(NAMES) if options.names == ["all"] else options.names
     unknown = [name for name in names if name not in NAMES]
@@ -55,21 +51,19 @@ def main(arguments: list[str] | None = None) -> int:
     sources = Sources({name: getattr(options, name) for name in SETS})
     say = partial(print, flush=True)
     lab = Lab(sources, options.work, options.backend, options.threads)
-    try:
+
+    def work() -> int:
         if not names:
             print(table(lab, options.results))
         for name in names:
             print(f"{name}, {options.preset}: {paragraph(load(name), 'Claim')}")
             run(name, options.preset, lab, options.results, options.figures, say)
-    except KeyboardInterrupt:
+        return 0
+
+    status = end_well(work, debug=options.debug)
+    if status == INTERRUPTED:
         print("\ninterrupted: the same command goes on where it was", file=sys.stderr)
-        return 130
-    except (ValueError, TypeError, OSError, BackendError, TrainingError, OutOfMemoryError) as error:
-        if options.debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return status
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ on folds 1 and 3: only fold 4 was never seen before. Per-fold results are in the
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,8 +29,9 @@ from numpy.typing import NDArray
 from nn.backend import array_module, to_numpy
 from nn.parallel import cores_for, one_blas_thread, threads
 from resnet.data import Faces
-from resnet.data.batches import masked_copies, to_network_input
-from resnet.data.faces import join, read_picture, resize
+from resnet.data.batches import to_network_input
+from resnet.data.detection import divide, with_drawn_masks
+from resnet.data.faces import read_picture, resize
 from resnet.evaluation import area_under_roc, balanced_accuracy, confusion_matrix, precision_recall, roc_curve
 from resnet.experiments import figures
 from resnet.experiments.harness import Cell, Lab, Result, markdown, percent
@@ -39,7 +40,6 @@ from resnet.training import Training, assemble
 
 KINDS = ("real and drawn masks", "drawn masks only")
 BOTH, DRAWN = KINDS
-ANSWERS = ("no mask", "mask")
 FOLDS = 5
 WANTED, LINEAR, MOST_MS = 0.97, 0.924, 40.0
 
@@ -87,59 +87,19 @@ def _cell(lab: Lab, facts: dict[str, Any]) -> Cell:
     )
 
 
-def divide(lab: Lab, size: int, fold: int) -> tuple[Faces, Faces]:
-    """Return what is learned from and what is tested; no person is in both. Classes are :data:`ANSWERS`."""
+def divided(lab: Lab, size: int, fold: int) -> tuple[Faces, Faces]:
+    """Return what is learned from and what is tested; no person is in both."""
     rmfrd = lab.sources.rmfrd(size, colour=True)
     shuffled = np.random.default_rng(0).permutation(len(rmfrd.masked.people))
-    tested = shuffled[fold::FOLDS]
-    parts = []
-    for inside in (False, True):
-        answers = [
-            labelled(faces.take(np.flatnonzero(np.isin(faces.labels, tested) == inside)), answer)
-            for answer, faces in enumerate((rmfrd.unmasked, rmfrd.masked))
-        ]
-        parts.append(join(*answers))
-    return parts[0], parts[1]
-
-
-def recoloured(masked: Faces, bare: Faces, rng: np.random.Generator) -> Faces:
-    """Return masked faces whose masks have their red, green and blue at random places.
-
-    Drawn masks are mostly blue, green, white or dark. A network would learn that pink is skin, and miss pink masks.
-
-    Args:
-        masked: the faces with drawn masks.
-        bare: the same faces without; what differs is the mask.
-        rng: source of the draws.
-    """
-    pictures = masked.pictures.copy()
-    for picture, before in zip(pictures, bare.pictures, strict=True):
-        changed = (picture != before).any(axis=2)  # (H, W)
-        picture[changed] = picture[changed][:, rng.permutation(picture.shape[2])]  # (pixels, C)
-    return replace(masked, pictures=pictures)
-
-
-def repeated(faces: Faces, count: int) -> Faces:
-    """Return ``count`` pictures: all of the set, one after the other, as often as need be."""
-    return faces.take(np.resize(np.arange(len(faces)), count))
-
-
-def labelled(faces: Faces, answer: int) -> Faces:
-    """Return the pictures under one answer instead of under their people."""
-    return replace(faces, labels=np.full(len(faces), answer, np.int64), people=ANSWERS)
+    return divide(rmfrd, shuffled[fold::FOLDS])
 
 
 def task(lab: Lab, *, size: int, epochs: int, fold: int, kind: str) -> tuple[Training, Faces]:
     """Return a training, trained to the end, and what to test it on."""
-    learned, tested = divide(lab, size, fold)
-    bare, real = (learned.take(np.flatnonzero(learned.labels == answer)) for answer in (0, 1))
-    drawn = labelled(recoloured(masked_copies(bare, fold), bare, np.random.default_rng([fold, 1])), 1)
-    learned = join(bare, drawn)
-    if kind == BOTH:  # both answers still equally often, and as many real masks as drawn ones
-        learned = join(learned, join(bare, repeated(real, len(bare))))
+    learned, tested = divided(lab, size, fold)
     settings = {"image_size": size, "epochs": epochs, "repeats": 1, "seed": fold}
     config = lab.config(arch="resnet18", mask_probability=0.0, label_smoothing=0.05, **settings)
-    training = assemble(config, learned, {})
+    training = assemble(config, with_drawn_masks(learned, fold, real=kind == BOTH), {})
     lab.train(training)
     return training, tested
 

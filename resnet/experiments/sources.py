@@ -8,9 +8,9 @@ from pathlib import Path
 
 from resnet.data import Faces, load_faces
 from resnet.data.cifar10 import Cifar10, load_cifar10
+from resnet.data.detection import MOST_EACH
 from resnet.data.rmfrd import Rmfrd, load_rmfrd
 
-RMFRD_MOST_EACH = 20  # pictures of one person with and without mask; the full set has up to hundreds
 SETS = ("orl", "lfw", "rmfrd", "cifar10")
 
 ADVICE = {
@@ -54,7 +54,7 @@ class Sources:
     def rmfrd(self, size: int, colour: bool) -> Rmfrd:
         """Return RMFRD, ``size``² pixels, loaded once; pictures that cannot be read are left out and noted.
 
-        At most ``RMFRD_MOST_EACH`` pictures of a person with mask are taken, and as many without.
+        At most ``MOST_EACH`` pictures of a person with mask are taken, and as many without.
 
         Raises:
             ValueError: as :func:`resnet.data.rmfrd.load_rmfrd`.
@@ -91,7 +91,7 @@ def _faces(name: str, folder: Path | None, size: int) -> Faces:
 
 @lru_cache(maxsize=2)
 def _rmfrd(folder: Path, size: int, colour: bool) -> Rmfrd:
-    return load_rmfrd(folder, size, colour=colour, bad_pictures="skip", most_each=RMFRD_MOST_EACH)
+    return load_rmfrd(folder, size, colour=colour, bad_pictures="skip", most_each=MOST_EACH)
 
 
 @lru_cache(maxsize=1)
