@@ -7,6 +7,8 @@ import json
 import re
 from pathlib import Path
 
+from resnet.experiments import NAMES
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -94,3 +96,9 @@ def test_train_and_test_are_one_bash_block_each():
         block = blocks[0].strip().splitlines()
         assert block[0] == "python3 -m venv .venv"
         assert block[-1].endswith(last)
+
+
+def test_every_claim_has_a_report_of_a_full_run():
+    assert [(report["experiment"], report["preset"]) for report in load_writer().reports()] == [
+        (name, "full") for name in NAMES
+    ]
