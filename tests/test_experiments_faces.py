@@ -317,6 +317,21 @@ def test_real_masks_reports_all_measures(lab, tmp_path, monkeypatch):
     assert report["chance"] == pytest.approx((1 / 6 + 1 / 5) / 2)
 
 
+def test_real_masks_counts_people_not_probes():
+    """One person with nine probes found decides as little as a person with one; 5 people each better: p = 2/32."""
+    whose = [0] * 9 + [1, 2, 3, 4]
+    rest = dict.fromkeys(real_masks.MEASURES, 0.5) | {"people": 5, "probes": 13, "whose": whose}
+    found = {"with drawn masks": [1] * 13, "without": [0] * 13, "pixels": [1] * 9 + [0] * 4}
+    results = {f"{kind}/group 0": rest | {"found": flags} for kind, flags in found.items()}
+    summary = real_masks.summarize(real_masks.Settings(1, 16, 1, 1, 1), results)
+    assert summary["p"] == pytest.approx(2 / 2**5)
+    assert not summary["holds"]
+    assert summary["rows"]["pixels"]["found"] == 9
+    low, high = summary["rows"]["pixels"]["rank1_a_person_interval"]  # of 1, 0, 0, 0, 0
+    assert low == 0
+    assert 0.4 <= high <= 0.8
+
+
 def test_comparing_by_cosine_with_each_persons_mean():
     """Two people on the axes, one probe each beside its axis and one on the wrong side."""
     gallery = made_up(4, people=2)  # people 0, 1, 0, 1
@@ -325,6 +340,7 @@ def test_comparing_by_cosine_with_each_persons_mean():
     asked = np.array([[3.0, 1], [0.1, 0.5], [1, 2]])
     found = real_masks.compare(known, gallery, asked, probes)
     assert found["found"] == [1, 1, 0]
+    assert found["whose"] == [0, 1, 0]
     assert found["rank1"] == pytest.approx(2 / 3)
     # cosines: genuine 0.949, 0.981, 0.447; impostors 0.316, 0.196, 0.894: 8 of 9 pairs are in order
     assert found["auc"] == pytest.approx(8 / 9)

@@ -3,8 +3,11 @@
 Claim: a network that learned from faces with drawn masks recognises people who wear real ones.
 
 Criterion: trained with drawn masks, the network finds a really masked person among unmasked photographs at a higher
-rank-1 rate than trained without (McNemar's test over all probes, p < 0.05), and a higher one than chance and pixels
-give.
+rank-1 rate than trained without (sign-flip test of the mean differences a person, p < 0.05: probes of one person are no
+independent witnesses), and a higher one than chance and pixels give.
+
+The test was made stricter after the run: at first it was McNemar's over probes (p = 0.023). With 10 epochs at 48 pixels
+the networks underfit: they are right about 62 % of what they learned from.
 
 Protocol: the people of RMFRD are divided into groups. For each group a network learns to tell apart the people of
 LFW-62 and the unmasked photographs of the other groups' people, so it sees no picture of a tested person and no real
@@ -40,7 +43,7 @@ from resnet.experiments import figures
 from resnet.experiments.harness import Cell, Lab, Result, markdown, percent
 from resnet.experiments.trainings import LFW_SIZE
 from resnet.inference import embed
-from resnet.statistics import bootstrap_interval, mcnemar_test
+from resnet.statistics import bootstrap_interval, sign_flip_test
 from resnet.training import assemble
 
 KINDS = {"with drawn masks": 0.5, "without": 0.0}
@@ -164,7 +167,7 @@ def compare(known: NDArray[Any], gallery: Faces, asked: NDArray[Any], probes: Fa
         probes: whose they are; the same people with the same numbers.
 
     Returns:
-        the rates, for each probe whether it was found at rank 1, and a thinned ROC curve.
+        the rates, for each probe whose it is and whether it was found at rank 1, and a thinned ROC curve.
     """
     unit = known / np.linalg.norm(known, axis=1, keepdims=True)  # (N, features) / (N, 1)
     people = np.stack([unit[gallery.labels == person].mean(axis=0) for person in range(len(gallery.people))])
@@ -183,6 +186,7 @@ def compare(known: NDArray[Any], gallery: Faces, asked: NDArray[Any], probes: Fa
         "auc": area_under_roc(values, truth),
         "equal_error_rate": equal_error_rate(values, truth),
         "true_accepts": true_accepts_at(values, truth, FALSE_ACCEPTS),
+        "whose": probes.labels.tolist(),
         "found": right.astype(int).tolist(),
         "roc": {
             "false_accepts": grid.tolist(),
@@ -194,14 +198,15 @@ def compare(known: NDArray[Any], gallery: Faces, asked: NDArray[Any], probes: Fa
 def summarize(settings: Settings, results: dict[str, Result]) -> Result:
     """Put the kinds of training side by side, over all groups."""
     rows: dict[str, Result] = {}
-    found: dict[str, NDArray[np.int64]] = {}  # for each probe whether it was found at rank 1
+    rates: dict[str, NDArray[np.float64]] = {}  # for each person the share of probes found at rank 1
     for kind in (PIXELS, *KINDS):
         runs = [results[f"{kind}/group {group}"] for group in range(settings.tested)]
-        found[kind] = np.concatenate([run["found"] for run in runs])
+        rates[kind] = np.concatenate([_rates(run) for run in runs])
         rows[kind] = {name: [run[name] for run in runs] for name in (*MEASURES, "people", "probes")}
-        rows[kind] |= {"found": int(found[kind].sum()), "of": len(found[kind])}
-        rows[kind]["rank1_interval"] = list(bootstrap_interval(found[kind], np.random.default_rng(0)))
-    p = mcnemar_test(found[WITH] == 1, found[WITHOUT] == 1)
+        rows[kind] |= {"found": sum(sum(run["found"]) for run in runs), "of": sum(run["probes"] for run in runs)}
+        rows[kind]["rank1_a_person_interval"] = list(bootstrap_interval(rates[kind], np.random.default_rng(0)))
+    gain = rates[WITH] - rates[WITHOUT]
+    p = sign_flip_test(gain, np.random.default_rng(0))
     chance = float(np.mean([1 / people for people in rows[WITH]["people"]]))
     best = rows[WITH]["found"] > max(rows[WITHOUT]["found"], rows[PIXELS]["found"], chance * rows[WITH]["of"])
     words = {k: f"{100 * r['found'] / r['of']:.1f} %" for k, r in rows.items()}
@@ -209,15 +214,21 @@ def summarize(settings: Settings, results: dict[str, Result]) -> Result:
     return {
         "holds": bool(best and p < 0.05),
         "finding": (
-            f"RMFRD, {rows[WITH]['of']} really masked probes of people never seen: rank-1 {words[WITH]} after training "
-            f"with drawn masks, {words[WITHOUT]} without (McNemar's p = {p:.2g}), {words[PIXELS]} by pixels, "
-            f"{100 * chance:.1f} % by chance; area under the ROC curve {areas[WITH]}, {areas[WITHOUT]} and "
-            f"{areas[PIXELS]}."
+            f"RMFRD, {rows[WITH]['of']} really masked probes of {len(gain)} people never seen: rank-1 {words[WITH]} "
+            f"after training with drawn masks, {words[WITHOUT]} without (sign-flip test over people: p = {p:.2g}), "
+            f"{words[PIXELS]} by pixels, {100 * chance:.1f} % by chance; area under the ROC curve {areas[WITH]}, "
+            f"{areas[WITHOUT]} and {areas[PIXELS]}."
         ),
         "rows": rows,
         "p": p,
         "chance": chance,
     }
+
+
+def _rates(run: Result) -> NDArray[np.float64]:
+    """Return the share of each person's probes that were found at rank 1: (people,)."""
+    whose = np.array(run["whose"])
+    return np.bincount(whose, weights=run["found"]) / np.bincount(whose)  # everybody tested has a probe
 
 
 def table(report: Result) -> str:
