@@ -16,7 +16,6 @@ corner, set by hand or by a detector of facial landmarks:
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import math
@@ -28,7 +27,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet import __version__
+from resnet.command import end_well, make_parser
 from resnet.data.masks import CHIN, LEFT_CHEEK, LEFT_JAW, NOSE, POINTS, RIGHT_CHEEK, RIGHT_JAW, SIDES, TEMPLATES, Points
 
 COLUMNS = ("file", *(f"{point}_{axis}" for point in POINTS for axis in "xy"))
@@ -195,26 +194,22 @@ def _number(cell: str, column: str, *, decimal_comma: bool) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write a draft of a CSV file of points to standard output; returns the exit status, 1 after an error."""
-    parser = argparse.ArgumentParser(
-        prog="python -m resnet.data.points",
-        description="Write a draft of a CSV file of facial points, to be corrected and given to train.py --points.",
+    """Write a draft of a CSV file of points to standard output; returns the exit status, see :mod:`resnet.command`."""
+    parser = make_parser(
+        "python -m resnet.data.points",
+        "Write a draft of a CSV file of facial points, to be corrected and given to train.py --points.",
     )
     parser.add_argument("people", metavar="PEOPLE", type=Path, help="folder with one folder of pictures a person")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     options = parser.parse_args(argv)
-    try:
+
+    def work() -> int:
         text, notes = draft(options.people)
-    except (ValueError, OSError) as error:
-        if options.debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    sys.stdout.buffer.write(text.encode())
-    for note in notes:
-        print(f"note: {note}", file=sys.stderr)
-    return 0
+        sys.stdout.buffer.write(text.encode())
+        for note in notes:
+            print(f"note: {note}", file=sys.stderr)
+        return 0
+
+    return end_well(work, debug=options.debug)
 
 
 if __name__ == "__main__":
