@@ -89,7 +89,7 @@ def test_the_table_of_a_gpu_says_what_its_result_file_says(tmp_path):
 
 def test_train_and_test_are_one_bash_block_each():
     readme = (ROOT / "README.md").read_text()
-    for heading, last in (("Train", "train.py"), ("Test", "-m pytest")):
+    for heading, last in (("Train", "train.py"), ("Test", "-m pytest -n 2")):
         section = re.search(rf"^## {heading}$(.*?)(?=^## )", readme, flags=re.MULTILINE | re.DOTALL)[1]
         blocks = re.findall(r"```bash\n(.*?)```", section, flags=re.DOTALL)
         assert len(blocks) == 1
