@@ -200,7 +200,8 @@ def claims_table(folder: Path = RESULTS) -> str:
     for report in reports(folder):
         link = f"[{report['experiment']}](docs/claims.md#{report['experiment'].replace('_', '-')})"
         verdict = ("yes" if report["holds"] else "**no**") + (", on a part" if report["left_out"] else "")
-        lines.append(f"| {link}: {report['claim']} | {verdict} | {report['finding']} |")
+        told = " *But:* ".join(filter(None, (report["finding"], report["caveat"])))
+        lines.append(f"| {link}: {report['claim']} | {verdict} | {told} |")
     return "\n".join(lines)
 
 
@@ -210,8 +211,9 @@ def claims_page(folder: Path = RESULTS, figures: Path = FIGURES) -> str:
         "# What the papers claim, and what came out",
         "",
         "Written by `docs/write_results.py` from the result files under `docs/results`, which the experiments wrote.",
-        "Each experiment's criterion was set down in its module's docstring before it was run. The data sets and where",
-        "to get them: [data.md](data.md). To run one yourself: `python -m resnet.experiments NAME --preset quick`;",
+        "Each experiment's criterion was set down in its module's docstring before it was run; what was changed after a",
+        "look at results stands as a caveat. The data sets and where to get them: [data.md](data.md). To run one",
+        "yourself: `python -m resnet.experiments NAME --preset quick`;",
         "without a name, the command lists all with their cost.",
     ]
     for report in reports(folder):
@@ -233,6 +235,7 @@ def claim_section(report: dict[str, Any], figures: Path) -> list[str]:
         "",
         f"**{verdict}.** {report['finding']}",
         "",
+        *([f"**Caveat:** {report['caveat']}", ""] if report["caveat"] else []),
         load(name).table(report),
     ]
     for path in sorted(figures.glob(f"{name}*-{preset}.*")):

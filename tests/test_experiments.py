@@ -310,6 +310,11 @@ def test_the_state_of_another_network_is_refused_and_nothing_changes(people):
 # The command
 
 
+def test_a_caveat_is_the_docstrings_or_none():
+    assert harness.caveat(harness.load("architectures")) == ""
+    assert harness.caveat(harness.load("real_masks")).startswith("the test was made stricter after the full run")
+
+
 def test_every_experiment_states_claim_and_criterion_and_has_both_presets():
     for name in NAMES:
         module = harness.load(name)
@@ -331,6 +336,7 @@ def test_a_committed_report_follows_from_its_cells_and_the_settings_of_its_prese
     assert report["settings"] == json.loads(json.dumps(asdict(settings)))
     assert report["claim"] == harness.paragraph(experiment, "Claim")
     assert report["criterion"] == harness.paragraph(experiment, "Criterion")
+    assert report["caveat"] == harness.caveat(experiment)
     results = {name: kept["result"] for name, kept in report["cells"].items()}
     again = json.loads(json.dumps(experiment.summarize(settings, results)))
     assert_alike(again, {name: report[name] for name in again})

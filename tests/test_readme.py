@@ -46,13 +46,14 @@ def test_the_page_of_claims_is_that_of_the_result_files():
 
 def test_the_full_report_is_cited_rather_than_the_quick_one(tmp_path):
     report = {"experiment": "paths", "claim": "C.", "finding": "F full.", "holds": True, "left_out": []}
+    report["caveat"] = ""
     (tmp_path / "paths-full.json").write_text(json.dumps(report))
     (tmp_path / "paths-quick.json").write_text(json.dumps(report | {"finding": "F quick."}))
     (tmp_path / "lesion-quick.json").write_text(
-        json.dumps(report | {"experiment": "lesion", "holds": False, "left_out": ["LFW"]})
+        json.dumps(report | {"experiment": "lesion", "holds": False, "left_out": ["LFW"], "caveat": "Tuned."})
     )
     assert load_writer().claims_table(tmp_path).splitlines()[2:] == [
-        "| [lesion](docs/claims.md#lesion): C. | **no**, on a part | F full. |",
+        "| [lesion](docs/claims.md#lesion): C. | **no**, on a part | F full. *But:* Tuned. |",
         "| [paths](docs/claims.md#paths): C. | yes | F full. |",
     ]
 

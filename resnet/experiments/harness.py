@@ -2,7 +2,8 @@
 
 An experiment is a module with
 
-    docstring      paragraphs that begin with "Claim:" and "Criterion:", written before it was run
+    docstring      paragraphs that begin with "Claim:" and "Criterion:", written before it was run; and with "Caveat:",
+                   if something was changed after a look at results, or makes the verdict weaker than it sounds
     PRESETS        settings, a frozen dataclass each, by the names "quick" and "full"
     cells          (settings, lab) -> the cells, pieces of work that do not depend on each other
     summarize      (settings, results of the cells) -> what came out, with a plain sentence as "finding", and as
@@ -128,6 +129,11 @@ def paragraph(experiment: Experiment, word: str) -> str:
     return " ".join(found[1].split())
 
 
+def caveat(experiment: Experiment) -> str:
+    """Return the docstring's caveat, "" if there is none."""
+    return paragraph(experiment, "Caveat") if "\nCaveat: " in (experiment.__doc__ or "") else ""
+
+
 def run(name: str, preset: str, lab: Lab, results: Path, figures: Path, say: Callable[[str], None]) -> Result:
     """Do what is missing of an experiment, then write its result file and its figures.
 
@@ -157,6 +163,7 @@ def run(name: str, preset: str, lab: Lab, results: Path, figures: Path, say: Cal
         "preset": preset,
         "claim": paragraph(experiment, "Claim"),
         "criterion": paragraph(experiment, "Criterion"),
+        "caveat": caveat(experiment),
         **experiment.summarize(settings, {cell: kept["result"] for cell, kept in done.items()}),
         "left_out": left_out,
         "settings": asdict(settings),
@@ -176,6 +183,8 @@ def run(name: str, preset: str, lab: Lab, results: Path, figures: Path, say: Cal
     say(f"\n{experiment.table(report)}\n\n{report['finding']}")
     verdict = "the criterion is met" if report["holds"] else "the criterion is not met"
     say(f"{verdict}, on the part that was done" if left_out else verdict)
+    if report["caveat"]:
+        say(f"caveat: {report['caveat']}")
     say("written: " + ", ".join(str(path) for path in written))
     return report
 

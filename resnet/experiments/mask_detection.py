@@ -12,8 +12,8 @@ photographs alone, as they are and with drawn masks. Both are tested on real mas
 mask", and it is given where it is the likelier of the two, after a number of epochs set beforehand. RMFRD is known to
 hold some photographs in the wrong folder, and some of masks pulled down to the chin; they count as errors here.
 
-How to train (size of the pictures, masks drawn for variety, their colours) was tried out on folds 0 and 2 and looked at
-on folds 1 and 3: only fold 4 was never seen before. Per-fold results are in the result file.
+Caveat: how to train (size of the pictures, masks drawn for variety, their colours) was tried out on folds 0 and 2 and
+looked at on folds 1 and 3: only fold 4 was never seen before. So the mean is likely to be somewhat too high.
 """
 
 from __future__ import annotations
