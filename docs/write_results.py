@@ -211,8 +211,8 @@ def claims_page(folder: Path = RESULTS, figures: Path = FIGURES) -> str:
         "# What the papers claim, and what came out",
         "",
         "Written by `docs/write_results.py` from the result files under `docs/results`, which the experiments wrote.",
-        "Each experiment's criterion was set down in its module's docstring before it was run; what was changed after a",
-        "look at results stands as a caveat. The data sets and where to get them: [data.md](data.md). To run one",
+        "Each experiment's criterion was set down in its module's docstring before it was run; what was changed after",
+        "a look at results stands as a caveat. The data sets and where to get them: [data.md](data.md). To run one",
         "yourself: `python -m resnet.experiments NAME --preset quick`;",
         "without a name, the command lists all with their cost.",
     ]
