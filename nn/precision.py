@@ -1,12 +1,14 @@
 """How exactly a GPU computes: float32, TF32 or float16.
 
-float32   every product and sum in float32, rounding errors of about 1e-7.
-tf32      arrays stay float32, but matrix products run on tensor cores, which look at 10 of the 23 bits behind the
-          binary point (rounding errors of about 1e-3 a factor) and add up in float32. Several times as fast.
-float16   "mixed precision" (Micikevicius et al. 2017, arXiv 1710.03740): pictures, activations and their gradients are
-          float16, half the memory, on tensor cores too. The parameters stay float32 (else small changes would be lost
-          in rounding: the paper's section 3.1), so do batch norm's statistics, the loss, and what is added up; the loss
-          is scaled up so that small gradients do not become zero (section 3.2).
+::
+
+    float32   every product and sum in float32, rounding errors of about 1e-7.
+    tf32      arrays stay float32, but matrix products run on tensor cores, which look at 10 of the 23 bits behind the
+              binary point (rounding errors of about 1e-3 a factor) and add up in float32. Several times as fast.
+    float16   "mixed precision" (Micikevicius et al. 2017, arXiv 1710.03740): pictures, activations and their gradients
+              are float16, half the memory, on tensor cores too. The parameters stay float32 (else small changes would
+              be lost in rounding: the paper's section 3.1), so do batch norm's statistics, the loss, and what is added
+              up; the loss is scaled up so that small gradients do not become zero (section 3.2).
 
 A layer with float32 parameters that gets float16 pictures computes in float16: here, too, the array decides.
 """

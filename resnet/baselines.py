@@ -232,7 +232,7 @@ def _strongest(symmetric: Matrix, count: int) -> tuple[Matrix, Matrix]:
 
 
 def euclidean_distances(a: Rows, b: Rows) -> Matrix:
-    """Euclidean distances between rows (M, P) and rows (N, P): (M, N), by |a - b|² = |a|² + |b|² - 2 a·b."""
+    """Euclidean distances between rows (M, P) and rows (N, P): (M, N), by ‖a − b‖² = ‖a‖² + ‖b‖² − 2 a·b."""
     squares = (a * a).sum(axis=1)[:, np.newaxis] + (b * b).sum(axis=1) - 2 * a @ b.T  # (M, 1) + (N,) - (M, N)
     return np.sqrt(np.maximum(squares, 0.0))  # rounding may leave a tiny negative for equal rows
 

@@ -231,7 +231,7 @@ def threshold_at(scores: ArrayLike, positive: ArrayLike, false_accepts: float) -
 
 
 def cosine_similarity(a: ArrayLike, b: ArrayLike) -> Floats:
-    """The cosine of the angle between rows: S[i, j] = aᵢ·bⱼ / (|aᵢ| |bⱼ|), from -1 to 1, computed in float64.
+    """The cosine of the angle between rows: S[i, j] = aᵢ·bⱼ / (‖aᵢ‖ ‖bⱼ‖), from -1 to 1, computed in float64.
 
     Args:
         a: (N, D), finite, no row all zeros.

@@ -172,7 +172,7 @@ def read_header(path: str | Path) -> tuple[int, int, bool]:
 
 
 def resize(picture: NDArray[np.uint8], size: int | tuple[int, int]) -> NDArray[np.uint8]:
-    """Squash or stretch a picture uint8 (H, W, C) to (size, size, C), or to (*size, C) if size is (height, width).
+    """Squash or stretch a picture uint8 (H, W, C) to (size, size, C), or to ``(*size, C)`` if size is (height, width).
 
     Linear interpolation whose triangle widens with the shrinking factor, so every pixel of the source counts and
     fine patterns turn grey instead of aliasing.

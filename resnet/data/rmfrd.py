@@ -1,8 +1,8 @@
 """RMFRD, the Real-world Masked Face Recognition Dataset: people photographed with a real mask on and without.
 
 Credit: Z. Wang et al., "Masked Face Recognition Dataset and Application", arXiv 2003.09093. The official layout is
-AFDB_masked_face_dataset/<person>/* and AFDB_face_dataset/<person>/*. The pictures were gathered from the web: some show
-somebody else, some are the same twice, some files are broken, and sizes differ.
+``AFDB_masked_face_dataset/<person>/*`` and ``AFDB_face_dataset/<person>/*``. The pictures were gathered from the web:
+some show somebody else, some are the same twice, some files are broken, and sizes differ.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ class Row(NamedTuple):
 
 
 def read(model: ResNet, size: int) -> list[Row]:
-    """Run an empty picture of ``size``² through a network and return what ran, in order."""
+    """Run an empty picture of ``size`` × ``size`` through a network and return what ran, in order."""
     modules = dict(model.named_modules())
     steps = [Step(r.name, modules[r.name], r.shape[1:], r.multiply_adds) for r in summarize(model, size)]
     shape: tuple[int, ...] = (size, size, model.in_channels)

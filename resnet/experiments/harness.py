@@ -1,6 +1,6 @@
 """What all experiments share: cells of work done once and kept, progress, result files, figures.
 
-An experiment is a module with
+An experiment is a module with::
 
     docstring      paragraphs that begin with "Claim:" and "Criterion:", written before it was run; and with "Caveat:",
                    if something was changed after a look at results, or makes the verdict weaker than it sounds

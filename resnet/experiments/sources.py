@@ -44,7 +44,7 @@ class Sources:
         return "its package" if folder is None else str(folder.resolve())
 
     def faces(self, name: str, size: int) -> Faces:
-        """Return "orl" or "lfw" in grey, ``size``² pixels, loaded once.
+        """Return "orl" or "lfw" in grey, ``size`` × ``size`` pixels, loaded once.
 
         Raises:
             ValueError: as :func:`resnet.data.load_faces`.
@@ -52,7 +52,7 @@ class Sources:
         return _faces(name, self.folders.get(name), size)
 
     def rmfrd(self, size: int, colour: bool) -> Rmfrd:
-        """Return RMFRD, ``size``² pixels, loaded once; pictures that cannot be read are left out and noted.
+        """Return RMFRD, ``size`` × ``size`` pixels, loaded once; pictures that cannot be read are left out and noted.
 
         At most ``MOST_EACH`` pictures of a person with mask are taken, and as many without.
 

@@ -1,0 +1,66 @@
+"""How Sphinx makes the book: ``python -m sphinx -W docs build/docs``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).parent
+sys.path[:0] = [str(DOCS), str(DOCS.parent)]
+
+from resnet import __version__  # noqa: E402
+
+project = "A ResNet from scratch"
+author = "its authors"
+version = release = __version__
+language = "en"
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+    "sphinx-mathjax-offline",
+    "workshop.beside",
+    "workshop.examples",
+    "workshop.drawings",
+    "workshop.links",
+]
+exclude_patterns = ["results", "figures", "workshop"]
+
+myst_enable_extensions = ["colon_fence", "dollarmath", "amsmath", "deflist"]
+myst_heading_anchors = 3
+myst_dmath_double_inline = True
+mathjax_path = "mathjax/tex-chtml.js"  # copied from an installed package: equations need no network
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_default_options = {"members": True, "show-inheritance": True}
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+myst_ref_domains = ["py", "std"]
+
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+copybutton_only_copy_prompt_lines = True
+
+html_theme = "furo"
+html_title = "A ResNet from scratch"
+html_static_path = ["_static"]
+html_css_files = ["book.css"]
+html_theme_options = {"navigation_with_keys": True}
+pygments_style = "friendly"
+pygments_dark_style = "github-dark"
+
+
+def setup(app: Any) -> None:
+    """Leave out what a named tuple says of its fields by itself: "Alias for field number 0"."""
+    app.connect(
+        "autodoc-skip-member",
+        lambda app, what, name, found, skip, options: (
+            True if str(getattr(found, "__doc__", "")).startswith("Alias for field number") else None
+        ),
+    )
