@@ -1,4 +1,4 @@
-"""Write the tables of README.md and docs/use.md, and docs/claims.md, from the result files under docs.
+"""Write the tables of README.md and of pages of the book, and docs/claims.md, from the result files.
 
 Run it by ``python docs/write_results.py``.
 
@@ -34,6 +34,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
 FIGURES = ROOT / "docs" / "figures"
 BENCHMARKS = ROOT / "benchmarks" / "results"
+PAGES = [ROOT / "README.md", *(ROOT / "docs" / name for name in ("use.md", "book/cupy.md", "book/fast.md"))]
 
 
 def training_table() -> str:
@@ -59,54 +60,54 @@ def training_table() -> str:
 
 
 def gradcheck_table() -> str:
-    """Return the largest error of each checked layer, as Markdown."""
+    """Return the largest error of each layer over all of its cases, three layers a row, as Markdown."""
     worst: dict[str, float] = {}
-    allowed: dict[str, str] = {}
     for line in (RESULTS / "gradcheck.txt").read_text().splitlines()[1:]:
-        row = re.match(r"(.{38}) (.{20}) +([\d,]+) +(\S+) +(\S+)  (ok|FAIL)", line)
+        row = re.match(r"(\w+)\b.{0,37} (.{20}) +([\d,]+) +(\S+) +(\S+)  (ok|FAIL)", line)
         if row and not row[2].startswith("habits"):
-            layer = row[1].strip()
-            worst[layer] = max(worst.get(layer, 0.0), float(row[4]))
-            allowed[layer] = row[5]
-    lines = ["| layer | largest relative error | allowed |", "|---|---|---|"]
-    lines += [f"| {layer} | {error:.1e} | {float(allowed[layer]):.0e} |" for layer, error in worst.items()]
+            worst[row[1]] = max(worst.get(row[1], 0.0), float(row[4]))
+    cells = [f"{layer} | {error:.0e}" for layer, error in worst.items()]
+    cells += [" | "] * (-len(cells) % 3)
+    lines = ["| layer | error | layer | error | layer | error |", "|---|---|---|---|---|---|"]
+    lines += [f"| {' | '.join(cells[start : start + 3])} |" for start in range(0, len(cells), 3)]
     return "\n".join(lines)
 
 
 def speed_tables(folder: Path = BENCHMARKS) -> str:
-    """Return our speed and memory beside PyTorch's, a row a case, as Markdown.
-
-    A second table follows if the benchmark was also run with the BLAS settings of its surroundings.
-    """
+    """Return our speed and memory beside PyTorch's, a row a case, as Markdown."""
     report = json.loads((folder / "step.json").read_text())
     machine, versions, settings = report["machine"], report["versions"], report["settings"]
     kernels = ", ".join(sorted({f"{lib['internal_api']} {lib['architecture']}" for lib in report["blas"]}))
-    lines = [
-        speed_table(report),
-        "",
-        f"{settings['arch']}, float32. Speed is pictures a second, the median of {settings['repetitions']} repetitions",
-        "taken in turns, beside the faster of PyTorch's two memory layouts; the ratio is ours / PyTorch, median (least",
-        "– most) of the rounds. Memory is the peak of the process in MB; in brackets what came after the imports.",
-        f"{machine['cpu']}, {machine['cores']} cores; Python {versions['python']}, PyTorch {versions['torch']},",
-        f"NumPy {versions['numpy']} ({kernels}); {report['date'][:10]}. Result file: `benchmarks/results/step.json`.",
-    ]
-    data = folder / "data.json"
-    if data.exists():
-        measured = json.loads(data.read_text())
-        times = {name: 1 + share for name, share in measured["adds"].items()}
-        lines += [
+    return "\n".join(
+        [
+            speed_table(report),
+            "",
+            f"{settings['arch']}, float32, {machine['cores']} cores ({machine['cpu']}): pictures a second, medians of",
+            f"{settings['repetitions']} repetitions taken in turns with the faster of PyTorch's two memory layouts; the",
+            "ratio is ours / PyTorch, median (least – most). Memory is the peak of the process in MB; in brackets what",
+            f"came after the imports. Python {versions['python']}, PyTorch {versions['torch']}, NumPy {versions['numpy']}",
+            f"({kernels}); {report['date'][:10]}, `benchmarks/results/step.json`.",
+        ]
+    )
+
+
+def other_kernels(folder: Path = BENCHMARKS) -> str:
+    """Return the same table for another CPU's kernels, and what making batches adds to an epoch, as Markdown."""
+    kept, measured = (json.loads((folder / f"{name}.json").read_text()) for name in ("step_keep", "data"))
+    variables = ", ".join(f"`{name}={value}`" for name, value in kept["blas_settings"]["variables"].items())
+    times = {name: 1 + share for name, share in measured["adds"].items()}
+    return "\n".join(
+        [
+            f"With {variables} set, which makes NumPy's OpenBLAS use another CPU's kernels",
+            "(`benchmarks/results/step_keep.json`):",
+            "",
+            speed_table(kept),
             "",
             "An epoch of `train.py`, with masks, augmentation and normalisation made in the background, takes",
             f"{times['median']:.2f} ({times['min']:.2f} – {times['max']:.2f}) times as long as one on batches made",
             f"before: `python -m benchmarks.data`, {len(measured['seconds']['as in train.py'])} epochs of each.",
         ]
-    keep = folder / "step_keep.json"
-    if keep.exists():
-        kept = json.loads(keep.read_text())
-        variables = ", ".join(f"`{name}={value}`" for name, value in kept["blas_settings"]["variables"].items())
-        lines += ["", f"The same with {variables} set, which makes NumPy's OpenBLAS use another CPU's kernels:", ""]
-        lines += [speed_table(kept)]
-    return "\n".join(lines)
+    )
 
 
 def speed_table(report: dict[str, Any]) -> str:
@@ -195,13 +196,14 @@ def reports(folder: Path = RESULTS) -> list[dict[str, Any]]:
 
 
 def claims_table(folder: Path = RESULTS) -> str:
-    """Return a row a claim: what it says, whether its criterion is met, what came out."""
-    lines = ["| claim | criterion met? | what came out |", "|---|---|---|"]
+    """Return a row a claim: what it says, whether its criterion is met, the first sentence of what came out."""
+    lines = ["| claim | criterion met? | what came out, in short |", "|---|---|---|"]
     for report in reports(folder):
-        link = f"[{report['experiment']}](docs/claims.md#{report['experiment'].replace('_', '-')})"
+        page = f"docs/claims.md#{report['experiment'].replace('_', '-')}"
         verdict = ("yes" if report["holds"] else "**no**") + (", on a part" if report["left_out"] else "")
-        told = " *But:* ".join(filter(None, (report["finding"], report["caveat"])))
-        lines.append(f"| {link}: {report['claim']} | {verdict} | {told} |")
+        finding = re.split(r"(?<=\.)\s+(?=[A-Z])", report["finding"])[0]
+        caveat = f" [*With a caveat.*]({page})" if report["caveat"] else ""
+        lines.append(f"| [{report['experiment']}]({page}): {report['claim']} | {verdict} | {finding}{caveat} |")
     return "\n".join(lines)
 
 
@@ -253,12 +255,13 @@ def claim_section(report: dict[str, Any], figures: Path) -> list[str]:
 
 
 def written(page: str) -> str:
-    """Return the text of README.md or docs/use.md with its tables filled in anew."""
+    """Return the text of a page with its tables filled in anew."""
     tables = {
         "results": training_table,
         "claims": claims_table,
         "gradcheck": gradcheck_table,
         "speed": speed_tables,
+        "kernels": other_kernels,
         "gpu": gpu_tables,
         "robustness": robustness,
     }
@@ -269,7 +272,7 @@ def written(page: str) -> str:
 
 
 if __name__ == "__main__":
-    for path in (ROOT / "README.md", ROOT / "docs" / "use.md"):
-        path.write_text(written(path.read_text()))
+    for page in PAGES:
+        page.write_text(written(page.read_text()))
     (ROOT / "docs" / "claims.md").write_text(claims_page())
-    print("wrote the tables of README.md and docs/use.md, and docs/claims.md")
+    print("wrote the tables of", ", ".join(str(page.relative_to(ROOT)) for page in PAGES), "and docs/claims.md")

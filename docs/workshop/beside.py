@@ -141,7 +141,7 @@ class Beside(SphinxDirective):
         """Return the object's name, which links to the reference, and its file, which links to the source."""
         text = f"{{py:obj}}`{name.removeprefix(code.module + '.')} <{name}>` in [{code.path}](/../{code.path})"
         paragraph = nodes.container(classes=["beside-name"])
-        self.state.nested_parse([text], self.content_offset, paragraph)  # type: ignore[arg-type]
+        self.state.nested_parse([text], self.content_offset, paragraph)
         return paragraph
 
 

@@ -21,15 +21,15 @@ from sybil.example import SybilFailure
 from sybil.parsers.markdown import PythonCodeBlockParser
 
 DOCS = Path(__file__).parents[1]
-FOLDERS = ("book",)
+NOT_RUN = ("use.md",)  # needs a trained network and files of the reader's
 PRINT_OPTIONS: dict[str, Any] = {"precision": 4, "suppress": True, "linewidth": 88}
 
 _BOOK = Sybil(parsers=[PythonCodeBlockParser(doctest_optionflags=doctest.ELLIPSIS)], path=str(DOCS), pattern="*.md")
 
 
 def pages() -> list[Path]:
-    """Return the pages that have examples, in the order of their names."""
-    return sorted(path for folder in FOLDERS for path in (DOCS / folder).glob("*.md"))
+    """Return the pages whose examples are run."""
+    return sorted(path for path in (*DOCS.glob("*.md"), *DOCS.glob("book/*.md")) if path.name not in NOT_RUN)
 
 
 def run(page: Path) -> int:
@@ -55,7 +55,7 @@ def run(page: Path) -> int:
 def main() -> int:
     """Run the pages named on the command line, or all; return 1 if an example failed."""
     status = 0
-    for page in [DOCS / "book" / name for name in sys.argv[1:]] or pages():
+    for page in [page for page in pages() if page.name in sys.argv[1:] or not sys.argv[1:]]:
         start = time.perf_counter()
         try:
             print(f"{page.name}: {run(page)} examples in {time.perf_counter() - start:.1f} s")
@@ -73,7 +73,7 @@ def setup(app: Any) -> dict[str, Any]:
 
     def run_examples(_: Any, name: str, text: list[str]) -> None:
         page = DOCS / f"{name}.md"
-        if page.parent.name in FOLDERS:
+        if page in pages():
             try:
                 run(page)
             except AssertionError as error:
