@@ -60,7 +60,7 @@ def max_pool2d_forward(
 
     Raises:
         TypeError: not floating point.
-        ValueError: padding over half a window (a window could lie wholly outside), or a window larger than the picture.
+        ValueError: padding over half a window (PyTorch refuses it, too), or a window larger than the picture.
     """
     check_float("x", x, ndim=4)
     kernel, padding = pair(kernel, "kernel", 1), pair(padding, "padding", 0)

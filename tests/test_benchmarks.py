@@ -451,9 +451,13 @@ def test_the_tables_of_the_readme(tmp_path):
     assert "openblas SkylakeX" in text
     assert "Haswell" not in text
     (tmp_path / "step_keep.json").write_text(json.dumps(report))
-    text = load_writer().speed_tables(tmp_path)
-    assert text.count("| training step, 12 × 64² |") == 2
+    measured = {"adds": {"median": 0.02, "min": -0.01, "max": 0.1}, "seconds": {"as in train.py": [1.0, 2.0, 3.0]}}
+    (tmp_path / "data.json").write_text(json.dumps(measured))
+    text = load_writer().other_kernels(tmp_path)
+    assert text.count("| training step, 12 × 64² |") == 1
     assert "`OPENBLAS_CORETYPE=Haswell`" in text
+    assert "1.02 (0.99 – 1.10) times as long" in text
+    assert "3 epochs of each" in text
 
 
 def test_the_data_path_beside_batches_made_before(tmp_path, capsys):

@@ -139,7 +139,7 @@ class Beside(SphinxDirective):
 
     def heading(self, name: str, code: Code) -> nodes.Node:
         """Return the object's name, which links to the reference, and its file, which links to the source."""
-        text = f"{{py:obj}}`{name.removeprefix(code.module + '.')} <{name}>` in [{code.path}](/../{code.path})"
+        text = f"{{py:obj}}`{name.removeprefix(code.module + '.')} <{name}>` in [`{code.path}`](/../{code.path})"
         paragraph = nodes.container(classes=["beside-name"])
         self.state.nested_parse([text], self.content_offset, paragraph)
         return paragraph

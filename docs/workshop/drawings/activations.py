@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from nn.activation import leaky_relu_backward, leaky_relu_forward
 from nn.init import gain
+from nn.parallel import one_blas_thread
 from resnet.experiments.figures import INKS, MARKERS, new, style
 
 RESULTS = Path(__file__).parents[2] / "results" / "activation-full.json"
@@ -86,6 +87,7 @@ def bad_step() -> Figure:
     return figure
 
 
+@one_blas_thread()  # the products are small
 def by_depth(slope: float, factor: float, seeds: int = 4) -> tuple[Array, Array]:
     """Return root mean square, and mean cosine between two inputs, behind each layer of a stack, (DEPTH,) each.
 

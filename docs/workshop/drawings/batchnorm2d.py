@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +28,7 @@ class Sizes(NamedTuple):
     backward: list[float]  # of the gradient by each convolution's input
 
 
+@cache
 def through_a_stack(scale: float, norm: bool, depth: int = 30, seed: int = 0) -> Sizes:
     """Send random numbers forward and back through fresh convolutions, each with its LeakyReLU.
 
@@ -58,7 +60,7 @@ def through_a_stack(scale: float, norm: bool, depth: int = 30, seed: int = 0) ->
 
 def depth() -> Figure:
     """Sizes forward and back, without and with batch norm, for three scales of the initial weights."""
-    figure = new(8.0, 3.9)
+    figure = new(7.2, 3.7)
     left, right = figure.subplots(1, 2, sharey=True)
     cases = [(0.8, False, "× 0.8"), (1.0, False, "× 1"), (1.25, False, "× 1.25"), (1.0, True, "any, with batch norm")]
     for index, (scale, norm, name) in enumerate(cases):
@@ -67,8 +69,8 @@ def depth() -> Figure:
         for axes, values in ((left, sizes.forward), (right, sizes.backward)):
             look = style(index) | {"linewidth": 2.4 if norm else 1.4}
             axes.plot(layers, values, markevery=4, label=name, **look)
-    left.set(title="forward: before each activation", ylabel="standard deviation", yscale="log")
-    right.set(title="backward: gradient by each layer's input")
+    left.set(title="forward: values", ylabel="standard deviation", yscale="log")
+    right.set(title="backward: gradients")
     for axes in (left, right):
         axes.set_xlabel("layer")
         axes.grid(alpha=0.3)
@@ -111,7 +113,7 @@ def _cloud(axes: Axes, points: Array, title: str) -> None:
 
 def before_after() -> Figure:
     """Two channels of a convolution: as they come, normalised, and after γ and β."""
-    figure = new(8.0, 3.1)
+    figure = new(7.2, 2.9)
     panels = figure.subplots(1, 3, sharex=True, sharey=True)
     titles = ("x, from the convolution", "x̂, normalised", "y = γ·x̂ + β")
     for axes, points, title in zip(panels, two_channels(), titles, strict=True):
@@ -147,27 +149,27 @@ def stages() -> Figure:
     dmean = -du.sum()
     dx_mean = np.full(m, dmean / m)
     boxes = {  # place, width, forward, back
-        "x": (0.26, 6, 0.46, f"x = {_words(X)}", f"dx = {_words(du + dx_mean)}"),
-        "mean": (0.81, 5, 0.3, f"μ = {_words(mean)}", f"dμ = {_words(dmean)}"),
-        "u": (0.26, 4, 0.46, f"u = x − μ = {_words(u)}", f"du = {_words(du)}"),
-        "v": (0.81, 3, 0.3, f"v = mean(u²) = {_words(variance)}", f"dv = {_words(dvariance)}"),
-        "r": (0.81, 2, 0.3, f"r = 1/√v = {_words(r)}", f"dr = {_words(dr)}"),
-        "x_hat": (0.26, 1, 0.46, f"x̂ = u·r = {_words(x_hat)}", f"dx̂ = {_words(dx_hat)}"),
-        "y": (0.26, 0, 0.46, f"y = 10·x̂ + 20 = {_words(GAMMA * x_hat + BETA)}", f"dy = {_words(DY)}"),
+        "x": (0.26, 6, 0.52, f"x = {_words(X)}", f"dx = {_words(du + dx_mean)}"),
+        "mean": (0.84, 5, 0.32, f"μ = {_words(mean)}", f"dμ = {_words(dmean)}"),
+        "u": (0.26, 4, 0.52, f"u = x − μ = {_words(u)}", f"du = {_words(du)}"),
+        "v": (0.84, 3, 0.32, f"v = mean(u²) = {_words(variance)}", f"dv = {_words(dvariance)}"),
+        "r": (0.84, 2, 0.32, f"r = 1/√v = {_words(r)}", f"dr = {_words(dr)}"),
+        "x_hat": (0.26, 1, 0.52, f"x̂ = u·r = {_words(x_hat)}", f"dx̂ = {_words(dx_hat)}"),
+        "y": (0.26, 0, 0.52, f"y = 10·x̂ + 20 = {_words(GAMMA * x_hat + BETA)}", f"dy = {_words(DY)}"),
     }
     arrows = [  # from, to, what comes back along it, its label's place
         ("x", "mean", _words(dx_mean), (0.66, 5.72)),
         ("x", "u", _words(du), (0.28, 5.0)),
         ("mean", "u", _words(dmean), (0.6, 4.4)),
         ("u", "v", _words(du_variance), (0.66, 3.72)),
-        ("v", "r", _words(dvariance), (0.83, 2.5)),
+        ("v", "r", _words(dvariance), (0.86, 2.5)),
         ("u", "x_hat", _words(du_direct), (0.28, 2.5)),
         ("r", "x_hat", _words(dr), (0.6, 1.4)),
         ("x_hat", "y", _words(dx_hat), (0.28, 0.5)),
     ]
-    figure = new(7.4, 7.2)
+    figure = new(6.2, 6.8)
     axes = figure.subplots()
-    axes.set(xlim=(0.0, 1.06), ylim=(-0.4, 6.4))
+    axes.set(xlim=(-0.02, 1.06), ylim=(-0.4, 6.4))
     axes.axis("off")
     for start, end, back, label in arrows:
         (x0, y0, width0, *_), (x1, y1, width1, *_) = boxes[start], boxes[end]
@@ -271,7 +273,7 @@ def float32() -> Figure:
     """Error of the variance against the mean, for a standard deviation of 1."""
     means = np.logspace(0, 5, 31)
     short, long = variance_errors(means)
-    figure = new(7.0, 4.0)
+    figure = new(6.4, 4.0)
     axes = figure.subplots()
     tiny = 1e-9  # an error of 0 has no place on a logarithmic axis
     axes.plot(means, np.maximum(short, tiny), label="E[x²] − E[x]²", **style(1))

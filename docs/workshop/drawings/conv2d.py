@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -55,9 +55,9 @@ def memory() -> Figure:
             names[place] = f"{3 * row + column + 1}{'ab'[channel]}"
         seen = im2col(order.astype(np.float64), (2, 2), (1, 1), (0, 0))[0].astype(int)  # of the first patch
         runs = 1 + int((np.diff(np.sort(seen)) > 1).sum())
-        for place, text in enumerate(names):
-            cell(axes, place, bottom, text, GREY if place in seen else "white", size=6.5)
-        for place in sorted(seen):
+        for number, text in enumerate(names):
+            cell(axes, number, bottom, text, GREY if number in seen else "white", size=6.5)
+        for place in sorted(seen.tolist()):
             if place - 1 not in seen:
                 length = next(n for n in range(1, 19) if place + n not in seen)
                 frame(axes, (place, bottom), (length, 1), INKS[1], "-")
@@ -113,7 +113,7 @@ def grid(
     numbers: Numbers,
     title: str,
     *,
-    texts: dict[tuple[int, ...], str] | None = None,
+    texts: Mapping[Any, str] | None = None,
     marked: Collection[tuple[int, ...]] = (),
     width: float = 1.0,
 ) -> None:
@@ -139,8 +139,9 @@ def frame(axes: Axes, corner: tuple[float, float], size: tuple[float, float], co
 
 def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], colour: str, line: str) -> None:
     """Draw an arrow."""
-    style = {"arrowstyle": "-|>", "mutation_scale": 9, "linewidth": 0.9}
-    axes.add_patch(FancyArrowPatch(start, end, color=colour, linestyle=line, zorder=4, shrinkA=0, shrinkB=0, **style))
+    shape = FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=9, shrinkA=0, shrinkB=0, zorder=4)
+    shape.set(color=colour, linestyle=line, linewidth=0.9)
+    axes.add_patch(shape)
 
 
 FIGURES = {"conv2d-patch": patch, "conv2d-memory": memory, "conv2d-input-gradient": input_gradient}

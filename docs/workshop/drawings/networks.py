@@ -219,7 +219,7 @@ def ravine() -> Figure:
     below.set_title("loss", fontsize=10)
     below.set_xlabel("step")
     below.set_ylim(1e-7, 1e2)
-    below.legend(frameon=False, fontsize=9, loc="lower left")
+    below.legend(frameon=False, fontsize=9, loc="upper right")
     return figure
 
 

@@ -60,8 +60,8 @@ def routes() -> Figure:
     for (p, q), tap in np.ndenumerate(cache.winner[0, :, :, 0]):
         won.setdefault((2 * p - 1 + int(tap) // 3, 2 * q - 1 + int(tap) % 3), []).append((p, q))
     winners = {place: " ".join(letters[one] for one in those) for place, those in won.items()}
-    figure = new(8.2, 8.0)
-    (before, after), (back, upstream) = figure.subplots(2, 2, width_ratios=(7.2, 5))
+    figure = new(8.2, 8.6)
+    (before, after), (back, upstream) = figure.subplots(2, 2, width_ratios=(7.2, 5), height_ratios=(7.2, 5.4))
     blank(before, "x, in its frame of −∞, and what each place won", (-1.1, 6.1), (-1.1, 6.1))
     for row, column in np.ndindex(7, 7):
         if not (0 < row < 6 and 0 < column < 6):
@@ -71,11 +71,11 @@ def routes() -> Figure:
     cells(before, GRID, winners, True)
     for index, row, column, letter in ((1, -1, -1, "A"), (2, -1, 1, "B"), (4, 1, 1, "E")):
         window(before, row, column, index, letter)
-    blank(after, "→  y, the largest of each window", (-1.2, 3.8), (-2, 5))
+    blank(after, "→  y, the largest of each window", (-1.2, 3.8), (-2.1, 5.1))
     cells(after, y[0, :, :, 0], letters, False)
-    blank(back, "dx: each place gets the sum of what it won", (-1.1, 6.1), (-0.6, 6.6))
+    blank(back, "dx: each place gets the sum of what it won", (-1.1, 6.1), (-0.2, 5.2))
     cells(back, dx, winners, True)
-    blank(upstream, "←  dy", (-1.2, 3.8), (-1.5, 5.5))
+    blank(upstream, "←  dy", (-1.2, 3.8), (-1.2, 4.2))
     cells(upstream, UPSTREAM, letters, False)
     return figure
 
