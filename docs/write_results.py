@@ -83,10 +83,10 @@ def speed_tables(folder: Path = BENCHMARKS) -> str:
             speed_table(report),
             "",
             f"{settings['arch']}, float32, {machine['cores']} cores ({machine['cpu']}): pictures a second, medians of",
-            f"{settings['repetitions']} repetitions taken in turns with the faster of PyTorch's two memory layouts; the",
-            "ratio is ours / PyTorch, median (least – most). Memory is the peak of the process in MB; in brackets what",
-            f"came after the imports. Python {versions['python']}, PyTorch {versions['torch']}, NumPy {versions['numpy']}",
-            f"({kernels}); {report['date'][:10]}, `benchmarks/results/step.json`.",
+            f"{settings['repetitions']} repetitions taken in turns with the faster of PyTorch's two memory layouts;",
+            "the ratio is ours / PyTorch, median (least – most). Memory is the peak of the process in MB; in brackets",
+            f"what came after the imports. Python {versions['python']}, PyTorch {versions['torch']},",
+            f"NumPy {versions['numpy']} ({kernels}); {report['date'][:10]}, `benchmarks/results/step.json`.",
         ]
     )
 

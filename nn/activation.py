@@ -1,8 +1,7 @@
 """ReLU and LeakyReLU.
 
-Both keep their *output* for backward: its sign tells on which side of the kink the input was, and the next convolution
-keeps the same array as its input anyway, so an activation costs no memory of its own. Conventions at the kink:
-ReLU′(0) = 0, LeakyReLU′(0) = slope.
+Both keep their *output* for backward: its sign tells on which side of the kink the input was, and a convolution that
+comes next keeps the same array as its input anyway. Conventions at the kink: ReLU′(0) = 0, LeakyReLU′(0) = slope.
 """
 
 from __future__ import annotations

@@ -304,7 +304,7 @@ def make_model(name: str, num_classes: int, in_channels: int = 3, **options: Unp
 
 
 def summarize(model: ResNet, size: int, batch: int = 1) -> list[LayerRecord]:
-    """Run ``batch`` empty pictures of ``size`` × ``size`` through ``model`` and return a record of each layer, in order.
+    """Run ``batch`` empty pictures of side ``size`` through ``model``; return a record of each layer, in order.
 
     The model is in its state of before afterwards, training or not, and keeps nothing.
 

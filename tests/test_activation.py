@@ -98,7 +98,7 @@ def test_backward_goes_by_the_sign_of_the_input_not_of_the_upstream():
 
 
 def test_keeps_its_output_and_nothing_else(rng):
-    """The next convolution keeps the same array, so an activation costs no memory of its own."""
+    """A convolution that comes next keeps the same array, so behind most activations nothing is kept for them alone."""
     for layer in (ReLU(), LeakyReLU(0.1)):
         y = layer(normal(rng, (2, 3, 4, 2)))
         assert len(layer.kept()) == 1

@@ -8,6 +8,9 @@ from argparse import ArgumentTypeError
 
 import numpy as np
 import pytest
+from strict_cupy import installed
+from test_readme import load_writer
+from tiny import quick, write_people
 
 from benchmarks import choices, data, layers, ours, scaling, step, worker
 from benchmarks.measure import (
@@ -24,9 +27,6 @@ from benchmarks.measure import (
 )
 from benchmarks.step import Case, parse_cases
 from nn import conv, parallel
-from strict_cupy import installed
-from test_readme import load_writer
-from tiny import quick, write_people
 
 FACTS = {"versions": {}, "blas": []}
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")

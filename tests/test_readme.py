@@ -56,7 +56,13 @@ def test_the_full_report_is_cited_rather_than_the_quick_one(tmp_path):
     report["caveat"] = ""
     (tmp_path / "paths-full.json").write_text(json.dumps(report))
     (tmp_path / "paths-quick.json").write_text(json.dumps(report | {"finding": "F quick."}))
-    lesion = {"experiment": "lesion", "holds": False, "left_out": ["LFW"], "caveat": "Tuned.", "finding": "F (1.5 %). G."}
+    lesion = {
+        "experiment": "lesion",
+        "holds": False,
+        "left_out": ["LFW"],
+        "caveat": "Tuned.",
+        "finding": "F (1.5 %). G.",
+    }
     (tmp_path / "lesion-quick.json").write_text(json.dumps(report | lesion))
     page = "docs/claims.md#"
     assert load_writer().claims_table(tmp_path).splitlines()[2:] == [

@@ -74,6 +74,7 @@ def find(name: str) -> tuple[Any, str]:
 def source(name: str) -> Code:
     """Return the code of a function, method or class, without docstring and without the indentation of its class."""
     found, module = find(name)
+    found = inspect.unwrap(found)  # a decorated function's own code, not the decorator's
     lines = textwrap.dedent(inspect.getsource(found)).rstrip().splitlines()
     definition = ast.parse("\n".join(lines)).body[0]
     first = definition.body[0]  # type: ignore[attr-defined]  # every definition has a body

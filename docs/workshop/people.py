@@ -36,7 +36,7 @@ def draw_head(size: int, rng: np.random.Generator) -> NDArray[np.uint8]:
 
 
 def made_up_people(people: int = 20, each: int = 6, size: int = 32, seed: int = 0) -> Faces:
-    """Return ``each`` grey pictures of every made-up person: the same head in other light, moved a little, with noise."""
+    """Return ``each`` grey pictures of every made-up person: one head, in other light, moved, with noise."""
     rng = np.random.default_rng(seed)
     pictures = np.empty((people * each, size, size, 1), np.uint8)
     for person in range(people):

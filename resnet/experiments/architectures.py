@@ -74,7 +74,7 @@ def table_1(name: str) -> list[Result]:
 
 
 def measure(name: str, classes: int, size: int) -> Result:
-    """Build a network, run an empty picture of ``size`` × ``size`` through it, and return all that Table 1 tells of one."""
+    """Build a network, run an empty picture of side ``size`` through it, and return all that Table 1 tells of one."""
     model = make_model(name, classes)
     rows = read(model, size)
     steps = [step for row in rows for step in _steps(row)]

@@ -60,7 +60,7 @@ def recognise(lab: Lab, data: str, *, size: int, seed: int, **settings: Any) -> 
 
 
 def people(lab: Lab, data: str, size: int) -> Faces:
-    """Return the faces of "orl" or "lfw", ``size`` × ``size`` pixels; LFW's are cropped to fill the picture as ORL's do."""
+    """Return the faces of "orl" or "lfw" with sides of ``size``; LFW's are cropped to fill the picture as ORL's do."""
     if data == "lfw":
         return reframe(lab.sources.faces("lfw", LFW_SIZE), TEMPLATES["orl"], size)
     return lab.sources.faces(data, size)

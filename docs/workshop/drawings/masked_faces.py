@@ -44,7 +44,9 @@ def accuracy() -> Figure:
     axes = figure.add_subplot()
     heights, errors = {}, {}
     for training, name in (("clean", "learned from bare faces only"), ("masked", "learned from bare and masked faces")):
-        found = {row["method"]: [100 * x for x in row["masked"]["rank1"]] for row in rows if row["training"] == training}
+        found = {
+            row["method"]: [100 * x for x in row["masked"]["rank1"]] for row in rows if row["training"] == training
+        }
         heights[name] = [float(np.mean(found[method])) for method in METHODS]
         errors[name] = [
             (height - min(found[method]), max(found[method]) - height)
