@@ -11,7 +11,7 @@ import pytest
 import nn
 from nn import Module
 from resnet import blocks
-from workshop import beside, drawings, examples
+from workshop import beside, drawings, examples, links
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -163,6 +163,21 @@ def test_a_line_that_is_not_there_or_out_of_order_is_an_error(named):
 def test_code_that_is_not_there_is_an_error(name):
     with pytest.raises(LookupError, match="expected"):
         beside.source(name)
+
+
+@pytest.mark.parametrize(
+    ("target", "page"),
+    [
+        ("../../nn/linear.py", "_modules/nn/linear"),
+        ("/../nn/backend/__init__.py", "_modules/nn/backend"),
+        ("../../resnet/data/masks.py", "_modules/resnet/data/masks"),
+        ("../../tests/test_conv.py", None),
+        ("../../docs/results/paths-full.json", None),
+        ("../../../elsewhere/nn/linear.py", None),
+    ],
+)
+def test_links_to_the_library_lead_to_its_highlighted_source(target, page):
+    assert links.source_page("book/conv2d", target) == page
 
 
 def test_figures_are_there_used_and_told_in_words():
