@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 
 from docutils import nodes
 from sphinx.application import Sphinx
-from sphinx.errors import SphinxError
 from sphinx.util.docutils import SphinxDirective
 
 ROOT = Path(__file__).parents[2]
@@ -119,12 +118,12 @@ class Beside(SphinxDirective):
         self.state.nested_parse(self.content, self.content_offset, body)
         lists = [child for child in body.children if isinstance(child, nodes.bullet_list)]
         whole = [child for child in body.children if not isinstance(child, nodes.bullet_list)]
-        named = [named_words(item) for one in lists for item in one.children]
         try:
+            named = [named_words(item) for one in lists for item in one.children]
             code = source(name)
             parts = rows(code.lines, named, whole)
         except LookupError as error:
-            raise SphinxError(f"{self.env.docname}, {{beside}} {name}: {error}") from error
+            raise self.error(f"{{beside}} {name}: {error}") from error
         self.env.note_dependency(str(ROOT / code.path))
         block = nodes.container(classes=["beside"])
         block += self.heading(name, code)
@@ -147,7 +146,11 @@ class Beside(SphinxDirective):
 
 
 def named_words(item: nodes.Node) -> tuple[str, list[nodes.Node]]:
-    """Take a list item apart: the code that it begins with, and the words after that."""
+    """Take a list item apart: the code that it begins with, and the words after that.
+
+    Raises:
+        LookupError: it does not begin with code.
+    """
     paragraph = item.children[0] if item.children else None
     if not (isinstance(paragraph, nodes.paragraph) and isinstance(paragraph.children[0], nodes.literal)):
         raise LookupError(f"expected every item to begin with `a part of a line of code`, got {item.astext()!r}")

@@ -24,11 +24,11 @@ Array = NDArray[Any]
 
 def functions() -> Figure:
     """Draw ReLU and two LeakyReLUs, and below zero and above it their derivatives."""
-    figure = new(8, 3.2)
+    figure = new(6, 2.8)
     left, right = figure.subplots(1, 2)
     x = np.linspace(-3, 3, 121)
     for index, slope in enumerate((0.0, 0.1, 0.3)):
-        label = "ReLU" if slope == 0 else f"LeakyReLU, slope {slope}"
+        label = "ReLU" if slope == 0 else f"slope {slope}"
         y, cache = leaky_relu_forward(x, slope)
         left.plot(x, y, label=label, markevery=10, **style(index))
         dx = leaky_relu_backward(np.ones_like(x), cache, slope)
@@ -39,20 +39,20 @@ def functions() -> Figure:
     right.set(title="∂y/∂x", xlabel="x", ylim=(-0.1, 1.1))
     for axes in (left, right):
         axes.axvline(0, color="0.8", linewidth=0.8, zorder=0)
-    left.legend(fontsize=8)
+    left.legend(fontsize=9)
     return figure
 
 
 def folds() -> Figure:
     """Draw the tent of two ReLUs, and the tent of a tent of a tent."""
-    figure = new(8, 2.4)
+    figure = new(6, 2.2)
     panels = figure.subplots(1, 3, sharey=True)
     x = np.linspace(0, 1, 257)
     y = x
     for layers, axes in enumerate(panels, start=1):
         y = 2 * np.maximum(y, 0) - 4 * np.maximum(y - 0.5, 0)
         axes.plot(x, y, color=INKS[0])
-        axes.set(title=f"{layers} layer{'s' if layers > 1 else ''} of 2 ReLUs", xlabel="x")
+        axes.set(title=f"{layers} layer{'s' if layers > 1 else ''}", xlabel="x", xticks=(0, 0.5, 1))
     panels[0].set_ylabel("y")
     return figure
 
@@ -72,7 +72,7 @@ def one_weight(slope: float, steps: int) -> list[float]:
 
 def bad_step() -> Figure:
     """Draw where the weight goes after a step that kills its unit, for several slopes."""
-    figure = new(8, 3.2)
+    figure = new(6, 3.2)
     axes = figure.subplots()
     for index, slope in enumerate((0.0, 0.01, 0.1, 0.3)):
         label = "ReLU" if slope == 0 else f"slope {slope}"
@@ -80,10 +80,10 @@ def bad_step() -> Figure:
         axes.plot(weights, label=label, markevery=(4 * index, 16), **style(index))
     axes.axhline(0.5, color="0.7", linewidth=0.8, zorder=0)
     axes.axhline(0, color="0.7", linewidth=0.8, zorder=0)
-    axes.text(160, 0.53, "best weight", ha="right", va="bottom", fontsize=8)
-    axes.text(160, 0.03, "below: negative for all data", ha="right", va="bottom", fontsize=8)
+    axes.text(160, 0.57, "best weight", ha="right", va="bottom", fontsize=9)
+    axes.text(160, -0.06, "below: negative for all data", ha="right", va="top", fontsize=9)
     axes.set(xlabel="step", ylabel="weight")
-    axes.legend(fontsize=8, loc="center right")
+    axes.legend(fontsize=9, loc="center right", bbox_to_anchor=(1, 0.45))
     return figure
 
 
@@ -108,30 +108,30 @@ def by_depth(slope: float, factor: float, seeds: int = 4) -> tuple[Array, Array]
 
 def depth() -> Figure:
     """Draw the size of a signal by depth for three gains, and the angle between two signals for four slopes."""
-    figure = new(9, 3.6)
-    left, right = figure.subplots(1, 2)
+    figure = new(6, 6.4)
+    upper, lower = figure.subplots(2, 1)
     layers = np.arange(1, DEPTH + 1)
     for index, factor in enumerate((2.0, gain(0.0), 1.0)):
         sizes, _ = by_depth(0.0, factor)
         label = "gain √2, the right one" if factor == gain(0.0) else f"gain {factor:g}"
-        left.plot(layers, sizes, label=label, markevery=3, **style(index))
-        left.plot(layers, (factor**2 / 2) ** (layers / 2), color="0.6", linewidth=0.8, zorder=0)
-    left.set(yscale="log", xlabel="layers", ylabel="root mean square", title="size of the signal, ReLU")
-    left.legend(title="thin: predicted", fontsize=8, title_fontsize=8)
+        upper.plot(layers, sizes, label=label, markevery=3, **style(index))
+        upper.plot(layers, (factor**2 / 2) ** (layers / 2), color="0.6", linewidth=0.8, zorder=0)
+    upper.set(yscale="log", xlabel="layers", ylabel="root mean square", title="size of the signal, ReLU")
+    upper.legend(title="thin: predicted", fontsize=9, title_fontsize=9)
     for index, slope in enumerate((0.0, 0.1, 0.3, 1.0)):
         _, cosines = by_depth(slope, gain(slope))
         label = {0.0: "ReLU", 1.0: "slope 1: no kink"}.get(slope, f"slope {slope}")
-        right.plot(layers, cosines, label=label, markevery=3, **style(index))
-    right.set(xlabel="layers", ylabel="cosine", title="two unlike inputs, each with its right gain", ylim=(-0.1, 1))
-    right.legend(fontsize=8)
+        lower.plot(layers, cosines, label=label, markevery=3, **style(index))
+    lower.set(xlabel="layers", ylabel="cosine", title="two unlike inputs, each slope with its gain", ylim=(-0.1, 1))
+    lower.legend(fontsize=9)
     return figure
 
 
 def dead_units() -> Figure:
     """Draw accuracy against the share of dead units after two epochs, a mark a network."""
     cells = json.loads(RESULTS.read_text(encoding="utf-8"))["cells"]
-    figure = new(9, 3.6)
-    for data, axes in zip(NAMES, figure.subplots(1, 2), strict=True):
+    figure = new(6, 7)
+    for data, axes in zip(NAMES, figure.subplots(2, 1), strict=True):
         for index, slope in enumerate((0.0, 0.01, 0.1, 0.18, 0.3)):
             start = f"{data}/two epochs/slope {slope}/"
             found = [cell["result"] for name, cell in cells.items() if name.startswith(start)]
@@ -141,7 +141,7 @@ def dead_units() -> Figure:
             axes.plot(share, accuracy, MARKERS[index], color=INKS[index], markersize=6, label=label)
         axes.set(title=f"{NAMES[data]}, after two epochs", xlabel="units dead on all pictures looked at (%)")
         axes.set(ylabel="rank-1, masked faces (%)", xlim=(0, 9), ylim=(0, 65))
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=9)
     return figure
 
 

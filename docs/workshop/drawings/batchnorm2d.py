@@ -60,9 +60,9 @@ def through_a_stack(scale: float, norm: bool, depth: int = 30, seed: int = 0) ->
 
 def depth() -> Figure:
     """Sizes forward and back, without and with batch norm, for three scales of the initial weights."""
-    figure = new(7.2, 3.7)
+    figure = new(6.2, 3.9)
     left, right = figure.subplots(1, 2, sharey=True)
-    cases = [(0.8, False, "× 0.8"), (1.0, False, "× 1"), (1.25, False, "× 1.25"), (1.0, True, "any, with batch norm")]
+    cases = [(0.8, False, "× 0.8"), (1.0, False, "× 1"), (1.25, False, "× 1.25"), (1.0, True, "batch norm")]
     for index, (scale, norm, name) in enumerate(cases):
         sizes = through_a_stack(scale, norm)
         layers = range(1, len(sizes.forward) + 1)
@@ -74,7 +74,7 @@ def depth() -> Figure:
     for axes in (left, right):
         axes.set_xlabel("layer")
         axes.grid(alpha=0.3)
-    left.legend(title="initial weights", fontsize=8, title_fontsize=8)
+    left.legend(title="initial weights", fontsize=9, title_fontsize=9)
     return figure
 
 
@@ -113,9 +113,9 @@ def _cloud(axes: Axes, points: Array, title: str) -> None:
 
 def before_after() -> Figure:
     """Two channels of a convolution: as they come, normalised, and after γ and β."""
-    figure = new(7.2, 2.9)
+    figure = new(6.2, 2.7)
     panels = figure.subplots(1, 3, sharex=True, sharey=True)
-    titles = ("x, from the convolution", "x̂, normalised", "y = γ·x̂ + β")
+    titles = ("x", "x̂, normalised", "y = γ·x̂ + β")
     for axes, points, title in zip(panels, two_channels(), titles, strict=True):
         _cloud(axes, points, title)
     panels[0].set(ylabel="channel 2", xlim=(-3.5, 8.5))
@@ -223,30 +223,30 @@ def _arrow(
 
 
 def projection() -> Figure:
-    """Dy loses its mean (left, the plane seen from its edge) and its part along x̂ (right, in the plane)."""
+    """Dy loses its mean (above, the plane seen from its edge) and its part along x̂ (below, in the plane)."""
     flat = projected()
-    figure = new(8.0, 3.9)
-    left, right = figure.subplots(1, 2, width_ratios=(1, 1.35))
+    figure = new(5.6, 7.4)
+    upper, lower = figure.subplots(2, 1)
     origin, length = np.zeros(2), float(np.linalg.norm(flat.dy))
     foot, top = np.array([length, 0.0]), np.array([length, flat.mean])
-    left.axhline(0, color=GREY, linewidth=3, alpha=0.6)
-    left.text(-0.3, -0.3, "all numbers with mean 0:\na plane, seen from its edge", color=GREY, fontsize=9, va="top")
-    left.plot([0, 0], [-0.2, 3], color=GREY, linewidth=0.8, linestyle=":")
-    left.text(0.08, 2.85, "(1, 1, 1): all x moved together", color=GREY, fontsize=9, va="top")
-    _arrow(left, origin, top, INK, "dy", (-0.2, 0.15), linewidth=1.8)
-    _arrow(left, top, foot - top, RED, "−mean(dy)", (0.62, 0.0), linestyle="--")
-    _arrow(left, origin, foot, BLUE, "dy − mean(dy)", (0.0, 0.2), linewidth=1.8)
-    left.set(xlim=(-0.4, 3.4), ylim=(-1.0, 3.1), aspect="equal", title="first step")
+    upper.axhline(0, color=GREY, linewidth=3, alpha=0.6)
+    upper.text(-0.3, -0.3, "all numbers with mean 0:\na plane, seen from its edge", color=GREY, fontsize=9, va="top")
+    upper.plot([0, 0], [-0.2, 3], color=GREY, linewidth=0.8, linestyle=":")
+    upper.text(0.08, 2.85, "(1, 1, 1): all x moved together", color=GREY, fontsize=9, va="top")
+    _arrow(upper, origin, top, INK, "dy", (-0.2, 0.15), linewidth=1.8)
+    _arrow(upper, top, foot - top, RED, "−mean(dy)", (0.62, 0.0), linestyle="--")
+    _arrow(upper, origin, foot, BLUE, "dy − mean(dy)", (0.0, 0.2), linewidth=1.8)
+    upper.set(xlim=(-0.4, 3.4), ylim=(-1.0, 3.1), aspect="equal", title="first step")
     turn = np.linspace(0, 2 * np.pi, 200)
-    right.plot(*(np.sqrt(3) * np.array([np.cos(turn), np.sin(turn)])), color=GREY, linewidth=1.2)
-    right.text(0, -0.55, "all that x̂ can be:\na circle of radius √M", color=GREY, fontsize=9, ha="center", va="top")
+    lower.plot(*(np.sqrt(3) * np.array([np.cos(turn), np.sin(turn)])), color=GREY, linewidth=1.2)
+    lower.text(0, -0.55, "all that x̂ can be:\na circle of radius √M", color=GREY, fontsize=9, ha="center", va="top")
     tip = flat.x_hat
-    _arrow(right, origin, tip, INK, "x̂", (-0.1, 0.25), linewidth=1.8)
-    _arrow(right, tip, flat.dy, BLUE, "dy − mean(dy)", (0.55, 0.42), linewidth=1.8)
-    _arrow(right, tip + flat.dy, -flat.along, RED, "−x̂·mean(dy·x̂)", (0.6, -0.38), linestyle="--")
-    _arrow(right, tip, flat.kept, INK, "σ/γ · dx", (-0.55, -0.1), linewidth=2.4)
-    right.set(xlim=(-1.95, 4.5), ylim=(-2.0, 2.4), aspect="equal", title="second step: the plane from above")
-    for axes in (left, right):
+    _arrow(lower, origin, tip, INK, "x̂", (-0.1, 0.25), linewidth=1.8)
+    _arrow(lower, tip, flat.dy, BLUE, "dy − mean(dy)", (0.55, 0.42), linewidth=1.8)
+    _arrow(lower, tip + flat.dy, -flat.along, RED, "−x̂·mean(dy·x̂)", (0.6, -0.38), linestyle="--")
+    _arrow(lower, tip, flat.kept, INK, "σ/γ · dx", (-0.55, -0.1), linewidth=2.4)
+    lower.set(xlim=(-1.95, 4.5), ylim=(-2.0, 2.4), aspect="equal", title="second step: the plane from above")
+    for axes in (upper, lower):
         axes.set_xticks([])
         axes.set_yticks([])
     return figure

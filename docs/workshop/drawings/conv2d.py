@@ -27,7 +27,7 @@ def patch() -> Figure:
     """Draw the picture of the worked example, its patches as the rows of a matrix, and the product."""
     cols = im2col(PICTURE, (2, 2), (1, 1), (0, 0)).copy()  # (4, 4)
     y, _ = conv2d_forward(PICTURE, KERNEL)
-    figure, axes = canvas(14.2, 5.9, 5.6)
+    figure, axes = canvas(13.6, 5.6, 4.9)
     grid(axes, 0, 1, PICTURE[0, :, :, 0], "picture")
     grid(axes, 4.6, 0.5, cols, "patches, one a row")
     grid(axes, 9.7, 0.5, KERNEL.reshape(4, 1), "kernel")
@@ -48,7 +48,7 @@ def memory() -> Figure:
     """Draw a picture of two channels as it lies in memory, channels-last and channels-first, with its first patch."""
     places = np.arange(18).reshape(1, 3, 3, 2)  # where the number of a place and channel lies, channels-last
     turned_places = np.arange(18).reshape(1, 2, 3, 3).transpose(0, 2, 3, 1)  # the same channels-first, as (N, H, W, C)
-    figure, axes = canvas(18.4, 6.4, 5.6)
+    figure, axes = canvas(18.2, 6.2, 4.9)
     for bottom, name, order in ((3.6, "channels-last", places), (0.4, "channels-first", turned_places)):
         names = np.empty(18, dtype=object)
         for (_, row, column, channel), place in np.ndenumerate(order):
@@ -56,7 +56,7 @@ def memory() -> Figure:
         seen = im2col(order.astype(np.float64), (2, 2), (1, 1), (0, 0))[0].astype(int)  # of the first patch
         runs = 1 + int((np.diff(np.sort(seen)) > 1).sum())
         for number, text in enumerate(names):
-            cell(axes, number, bottom, text, GREY if number in seen else "white", size=6.5)
+            cell(axes, number, bottom, text, GREY if number in seen else "white", size=8)
         for place in sorted(seen.tolist()):
             if place - 1 not in seen:
                 length = next(n for n in range(1, 19) if place + n not in seen)
@@ -71,7 +71,7 @@ def input_gradient() -> Figure:
     dy, kernel = UPSTREAM[0, :, :, 0], KERNEL[:, :, 0, 0]
     dcols = np.einsum("pq,ij->pqij", dy, kernel)
     dx = col2im(dcols[None, ..., None], (1, 3, 3, 1), (1, 1), (0, 0))[0, :, :, 0]
-    figure, axes = canvas(13.0, 10.5, 5.6)
+    figure, axes = canvas(13.0, 10.5, 4.9)
 
     axes.text(0, 10.1, "scatter: where does this dy go?", ha="left", va="center", fontsize=10)
     grid(axes, 2, 6.5, dy, "dy", marked={(1, 1)}, width=1.5)
@@ -126,7 +126,7 @@ def grid(
     axes.text(left + columns * width / 2, bottom + rows + 0.2, title, ha="center", va="bottom", fontsize=9)
 
 
-def cell(axes: Axes, left: float, bottom: float, text: str, shade: str, width: float = 1.0, size: float = 8.5) -> None:
+def cell(axes: Axes, left: float, bottom: float, text: str, shade: str, width: float = 1.0, size: float = 9) -> None:
     """Draw one cell of a table."""
     axes.add_patch(Rectangle((left, bottom), width, 1, facecolor=shade, edgecolor="black", linewidth=0.7))
     axes.text(left + width / 2, bottom + 0.47, text.replace("-", "−"), ha="center", va="center", fontsize=size)

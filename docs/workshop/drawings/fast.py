@@ -21,6 +21,8 @@ RESULTS = Path(__file__).parents[3] / "benchmarks" / "results"
 ELEMENTWISE = {"Add": (1, 12), "LeakyReLU": (2, 8), "BatchNorm2d": (7, 16)}
 BOTH = "forward + backward"
 GREY = "#888888"
+#: Inches: narrow enough that the words can be read on a telephone.
+WIDTH = 5.4
 
 Row = dict[str, Any]
 
@@ -154,7 +156,7 @@ def circumstances(axes: Axes, name: str = "choices") -> None:
     """Say below a panel where its numbers are from."""
     machine, date = report(name)["machine"], report(name)["date"][:10]
     words = f"{machine['cpu']}, {machine['cores']} cores, {date}, benchmarks/results/{name}.json"
-    axes.figure.supxlabel(words, fontsize=7, color=GREY)
+    axes.figure.supxlabel(words, fontsize=6.5, color=GREY)
 
 
 def distances(ratio: dict[str, float]) -> tuple[float, float]:
@@ -164,13 +166,13 @@ def distances(ratio: dict[str, float]) -> tuple[float, float]:
 
 def roofline() -> Figure:
     """Draw what the machine can do by arithmetic intensity, and what layers do; one thread."""
-    figure = new(7.2, 4.4)
+    figure = new(WIDTH, 4.4)
     axes = figure.subplots()
     arithmetic, memory = product_rate(), memory_rate()
     reach = np.array([0.05, arithmetic / memory, 1000])
     axes.plot(reach, np.minimum(arithmetic, memory * reach), color="#111111", linewidth=2)
     axes.text(0.9, 1.3 * memory, "limited by memory", color=GREY, fontsize=9, ha="right")
-    axes.text(900, 0.88 * arithmetic, "limited\nby arithmetic", color=GREY, fontsize=9, ha="right", va="top")
+    axes.text(900, 0.42 * arithmetic, "limited by arithmetic", color=GREY, fontsize=9, ha="right", va="top")
     case = row("memory", contestant="LeakyReLU", threads=1)["case"]
     convolution = row("memory", contestant="im2col", threads=1)
     batch, side, channels = (int(word.strip(" ²")) for word in case.split(",")[0].split("×"))
@@ -205,7 +207,7 @@ def staircase() -> Figure:
     names = [one["array_bytes"] for one in sizes]
     moved = np.array([one["moved_bytes"] for one in sizes])
     seconds = np.array([one["ms"]["median"] / 1000 for one in sizes])
-    figure = new(7.2, 3.8)
+    figure = new(WIDTH, 3.6)
     axes = figure.subplots()
     axes.plot(names, 1e-9 * moved / seconds, label="as measured", **style(0))
     axes.plot(names, 1e-9 * moved / (seconds - nothing), label="without the price of the call", **style(2))
@@ -220,92 +222,93 @@ def staircase() -> Figure:
 def slices() -> Figure:
     """Draw time and working memory against the size of a slice."""
     cases = list(dict.fromkeys(one["case"] for one in rows("slices")))
-    figure = new(8.4, 4.6)
-    left, right = figure.subplots(1, 2, width_ratios=(1.35, 1))
+    figure = new(WIDTH, 7.4)
+    upper, lower = figure.subplots(2, 1, height_ratios=(1.35, 1))
     for index, case in enumerate(cases):
         of_case = sorted(rows("slices", case=case, phase=BOTH), key=lambda one: one["slice_bytes"])
         sizes = [one["slice_bytes"] for one in of_case]
         ratios = [one["time"] for one in of_case]
-        left.plot(sizes, [ratio["median"] for ratio in ratios], label=case, **style(index))
+        upper.plot(sizes, [ratio["median"] for ratio in ratios], label=case, **style(index))
         low, high = ([ratio[key] for ratio in ratios] for key in ("min", "max"))
-        left.fill_between(sizes, low, high, color=INKS[index], alpha=0.08, linewidth=0)
+        upper.fill_between(sizes, low, high, color=INKS[index], alpha=0.08, linewidth=0)
         forward = sorted(rows("slices", case=case, phase="forward"), key=lambda one: one["slice_bytes"])
-        right.plot(sizes, [max(1e4, one["working_bytes"]) / 1e6 for one in forward], **style(index))
+        lower.plot(sizes, [max(1e4, one["working_bytes"]) / 1e6 for one in forward], **style(index))
     usual = row("slices", phase=BOTH)["against"]
     default = row("slices", contestant=usual)["slice_bytes"]
-    for axes in (left, right):
+    for axes in (upper, lower):
         axes.axvline(default, color=GREY, linewidth=1, linestyle=":")
         axes.set(xscale="log", xlabel="size of a slice")
         byte_ticks(axes, min(sizes), max(sizes))
         axes.grid(alpha=0.3)
-    left.axhline(1, color=GREY, linewidth=0.8)
-    left.set(yscale="log", ylim=(0.7, 6), ylabel=f"time, forward and back, to that at {usual}")
-    left.yaxis.set_major_locator(FixedLocator([0.7, 1, 1.5, 2, 3, 4, 6]))
-    plain_logs(left, "y")
-    right.set(yscale="log", ylabel="MB to work in, forward, one thread")
-    plain_logs(right, "y")
-    figure.legend(loc="outside upper center", ncols=3, fontsize=8)
-    circumstances(left)
+    upper.axhline(1, color=GREY, linewidth=0.8)
+    upper.set(yscale="log", ylim=(0.7, 6), ylabel=f"time, forward and back, to that at {usual}")
+    upper.yaxis.set_major_locator(FixedLocator([0.7, 1, 1.5, 2, 3, 4, 6]))
+    plain_logs(upper, "y")
+    lower.set(yscale="log", ylabel="MB to work in, forward, one thread")
+    plain_logs(lower, "y")
+    figure.legend(loc="outside upper center", ncols=2, fontsize=8)
+    circumstances(upper)
     return figure
 
 
 def threads() -> Figure:
     """Draw how many times as fast all threads are, and what Amdahl's law makes of it for more."""
     count, found = most_threads(), speed_ups()
-    figure = new(8.4, 3.9)
-    left, right = figure.subplots(1, 2)
+    figure = new(WIDTH, 6.6)
+    upper, lower = figure.subplots(2, 1)
     names = list(found)
     medians = [ratio[0] for ratio in found.values()]
     errors = np.array([(median - low, high - median) for median, low, high in found.values()]).T
     shades = ["white" if name == "copy" else "#444444" if name.startswith("resnet") else "#bbbbbb" for name in names]
-    left.barh(names, medians, xerr=errors, color=shades, edgecolor="black", linewidth=0.7, capsize=2)
-    left.axvline(count, color=INKS[1], linestyle="--", linewidth=1)
-    left.axvline(1, color=GREY, linewidth=1)
-    left.invert_yaxis()
-    left.set(xlim=(0, count + 0.3), xlabel=f"speed with {count} threads to speed with 1")
+    upper.barh(names, medians, xerr=errors, color=shades, edgecolor="black", linewidth=0.7, capsize=2)
+    upper.axvline(count, color=INKS[1], linestyle="--", linewidth=1)
+    upper.axvline(1, color=GREY, linewidth=1)
+    upper.invert_yaxis()
+    upper.set(xlim=(0, count + 0.3), xlabel=f"speed with {count} threads to speed with 1")
     more = np.arange(1, 17)
-    right.plot(more, more, color=INKS[1], linestyle="--", linewidth=1, label="all of it shared out")
-    wanted = ["winograd", "resnet18", "LeakyReLU"]
+    lower.plot(more, more, color=INKS[1], linestyle="--", linewidth=1, label="all of it shared out")
+    wanted = ["winograd", "resnet18", "MaxPool2d"]
     for index, name in enumerate(one for one in wanted if one in found):
         p = share_in_threads(found[name][0], count) if count > 1 else 1.0
         look = style((0, 2, 4)[index])
-        right.plot(more, 1 / (1 - p + p / more), markevery=5, label=f"{name}: p = {p:.2f}", **look)
-    right.set(xlabel="threads, by Amdahl's law", ylabel="speed to that of 1 thread", xlim=(1, 16), ylim=(1, 9))
-    right.xaxis.set_major_locator(FixedLocator([1, 2, 4, 8, 12, 16]))
-    right.legend(fontsize=8.5, loc="upper left")
-    right.grid(alpha=0.3)
-    circumstances(left)
+        lower.plot(more, 1 / (1 - p + p / more), markevery=5, label=f"{name}: p = {p:.2f}", **look)
+    lower.set(xlabel="threads, by Amdahl's law", ylabel="speed to that of 1 thread", xlim=(1, 16), ylim=(1, 9))
+    lower.xaxis.set_major_locator(FixedLocator([1, 2, 4, 8, 12, 16]))
+    lower.legend(fontsize=8.5, loc="upper left")
+    lower.grid(alpha=0.3)
+    circumstances(upper)
     return figure
 
 
 def tiles() -> Figure:
-    """Draw two tiles of inputs that overlap, the outputs that they give, and the four steps between."""
-    figure = new(8.0, 3.7)
+    """Draw two tiles of inputs that overlap, the outputs that they give, and the steps between."""
+    figure = new(WIDTH, 3.9)
     axes = figure.subplots()
-    axes.set(xlim=(-0.3, 30.3), ylim=(-1.9, 9.4), aspect="equal")
+    axes.set(xlim=(-0.3, 24.3), ylim=(-7.4, 9.6), aspect="equal")
     axes.axis("off")
     cells(axes, 0, 1, 10, 6)
-    cells(axes, 22, 2, 8, 4)
+    cells(axes, 16, 2, 8, 4)
     for at, (colour, line) in enumerate(((INKS[1], "-"), (INKS[2], "--"))):
         shift = 4 * at
         look = {"fill": False, "edgecolor": colour, "linestyle": line, "linewidth": 2.4}
         axes.add_patch(Rectangle((shift + 0.06, 1.06), 5.88, 5.88, **look))
-        axes.add_patch(Rectangle((22 + shift + 0.06, 2.06), 3.88, 3.88, **look))
+        axes.add_patch(Rectangle((16 + shift + 0.06, 2.06), 3.88, 3.88, **look))
     axes.add_patch(Rectangle((4, 1), 2, 6, facecolor="#dddddd", zorder=0))
-    axes.text(5, 7.4, "two tiles of 6 × 6 inputs,\na channel", ha="center", va="bottom", fontsize=9)
-    axes.text(26, 6.4, "their 4 × 4 outputs,\na filter", ha="center", va="bottom", fontsize=9)
+    axes.text(5, 7.3, "two tiles of 6 × 6 inputs,\na channel", ha="center", va="bottom", fontsize=9)
+    axes.text(20, 6.3, "their 4 × 4 outputs,\na filter", ha="center", va="bottom", fontsize=9)
     axes.text(5, 0.5, "they share two columns", ha="center", va="top", fontsize=8, color=GREY)
-    steps = ("V = Bᵀ d B", "M = Σ over channels of U ⊙ V", "Y = Aᵀ M A")
-    for number, words in enumerate(steps):
-        y = 6.0 - 1.55 * number
-        axes.text(16, y, words, ha="center", va="center", fontsize=9.5)
-        if number:
-            look = {"arrowstyle": "-|>", "color": "#111111", "linewidth": 1}
-            axes.annotate("", (16, y + 0.45), (16, y + 1.1), arrowprops=look)
-    axes.text(16, 0.9, "U = G g Gᵀ, once a batch", ha="center", va="center", fontsize=8.5, color=GREY)
-    for start, end in (((10.4, 6.0), (13.2, 6.0)), ((19.2, 2.9), (21.7, 3.4))):
-        axes.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": "#111111", "linewidth": 1})
-    axes.text(16, -1.0, "36 numbers a tile and channel, 36 a tile and filter", ha="center", fontsize=8.5, color=GREY)
+    axes.annotate("", (15.5, 4), (10.5, 4), arrowprops={"arrowstyle": "-|>", "color": "#111111", "linewidth": 1})
+    steps = (
+        ("transform", "V = Bᵀ d B", "36 numbers a tile and channel"),
+        ("multiply, add up", "M = Σ over channels of U ⊙ V", "36 numbers a tile and filter"),
+        ("transform back", "Y = Aᵀ M A", "16 numbers a tile and filter"),
+    )
+    for number, (name, words, size) in enumerate(steps):
+        y = -1.9 - 1.5 * number
+        axes.text(0, y, f"{number + 1}. {name}", va="center", fontsize=8.5)
+        axes.text(6.2, y, words, va="center", fontsize=8.5)
+        axes.text(24.3, y, size, ha="right", va="center", fontsize=7.5, color=GREY)
+    axes.text(6.2, -6.6, "with U = G g Gᵀ, once a batch", va="center", fontsize=8.5, color=GREY)
     return figure
 
 
@@ -318,8 +321,8 @@ def cells(axes: Axes, left: float, bottom: float, columns: int, lines: int) -> N
 
 def algorithms() -> Figure:
     """Draw the time of Winograd's algorithm to im2col's by shape, and what a layer chooses."""
-    figure = new(8.4, 4.6)
-    panels = figure.subplots(1, 2, sharey=True)
+    figure = new(WIDTH, 7.6)
+    panels = figure.subplots(2, 1, sharex=True, sharey=True)
     batches = sorted({one["shape"][0] for one in rows("algorithms")}, reverse=True)
     channels = sorted({one["shape"][2] for one in rows("algorithms")})
     for axes, batch in zip(panels, batches, strict=True):
@@ -337,33 +340,34 @@ def algorithms() -> Figure:
         label = "multiply-adds, counted"
         axes.plot(smooth, [counted_ratio(c) for c in smooth], color=GREY, linewidth=2.5, alpha=0.5, label=label)
         axes.axhline(1, color=GREY, linewidth=0.8)
-        axes.set(xscale="log", yscale="log", xlabel="channels, in and out", title=f"{batch} pictures")
+        axes.set(xscale="log", yscale="log", title=f"{batch} pictures")
+        axes.set_ylabel("time of Winograd's to im2col's")
         axes.xaxis.set_major_locator(FixedLocator(channels))
         axes.yaxis.set_major_locator(FixedLocator([0.25, 0.5, 0.7, 1, 1.4, 2, 2.8, 4]))
         plain_logs(axes, "x", "y")
         axes.grid(alpha=0.3)
-    panels[0].set_ylabel("time of Winograd's algorithm to im2col's")
+    panels[1].set_xlabel("channels, in and out")
     panels[1].plot([], [], "o", color=GREY, label="filled: Winograd is chosen")
     panels[1].plot([], [], "o", color=GREY, markerfacecolor="white", label="hollow: im2col is chosen")
     handles, labels = panels[1].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=4, fontsize=8)
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, fontsize=8)
     circumstances(panels[0])
     return figure
 
 
 def scatter() -> Figure:
     """Draw ways to add up patches, and the two ways to an input gradient."""
-    figure = new(8.4, 3.7)
-    left, right = figure.subplots(1, 2, width_ratios=(1, 1.6))
+    figure = new(WIDTH, 6.6)
+    upper, lower = figure.subplots(2, 1)
     adding = rows("scatter", phase="add up")
     base = adding[0]["against"]
-    names = [one["contestant"].replace(", ", ",\n") for one in adding]
+    names = [one["contestant"] for one in adding]
     ratios = [one["time"] for one in adding]
     errors = np.array([distances(ratio) for ratio in ratios]).T
     look = {"color": "#bbbbbb", "edgecolor": "black", "linewidth": 0.7, "capsize": 2}
-    left.bar(names, [ratio["median"] for ratio in ratios], yerr=errors, **look)
-    left.axhline(1, color=GREY, linewidth=0.8)
-    left.set(ylabel=f"time to that of {base}", title="adding up patches")
+    upper.bar(names, [ratio["median"] for ratio in ratios], yerr=errors, **look)
+    upper.axhline(1, color=GREY, linewidth=0.8)
+    upper.set(ylabel=f"time to that of {base}", title="adding up patches")
     turned = rows("scatter", phase="backward", contestant="turned kernel")
     for index, batch in enumerate(sorted({one["shape"][0] for one in turned}, reverse=True)):
         some = [one for one in turned if one["shape"][0] == batch]
@@ -373,19 +377,19 @@ def scatter() -> Figure:
             (one["time"]["median"] - one["time"]["min"], one["time"]["max"] - one["time"]["median"]) for one in some
         ]
         shape = {"color": INKS[2 * index], "marker": MARKERS[index], "linestyle": "none", "capsize": 2, "zorder": 3}
-        right.errorbar(places, medians, yerr=np.array(reach).T, linewidth=0.9, label=f"{batch} pictures", **shape)
+        lower.errorbar(places, medians, yerr=np.array(reach).T, linewidth=0.9, label=f"{batch} pictures", **shape)
         for place, median, one in zip(places, medians, some, strict=True):
             if not one["chosen"]:
-                right.plot([place], [median], MARKERS[index], color=INKS[2 * index], markerfacecolor="white", zorder=4)
+                lower.plot([place], [median], MARKERS[index], color=INKS[2 * index], markerfacecolor="white", zorder=4)
     stages = [f"{side}² × {c}" for _, side, c in (one["shape"] for one in some)]
-    right.set_xticks(range(len(stages)), stages)
-    right.axhline(1, color=GREY, linewidth=0.8)
-    right.set(yscale="log", ylabel="time, turned kernel to scatter", title="input gradient (hollow: scatter is chosen)")
-    right.yaxis.set_major_locator(FixedLocator([0.1, 0.25, 0.5, 0.7, 1, 1.4, 2, 4]))
-    plain_logs(right, "y")
-    right.grid(alpha=0.3)
-    right.legend(fontsize=8.5, loc="upper left")
-    circumstances(left)
+    lower.set_xticks(range(len(stages)), stages)
+    lower.axhline(1, color=GREY, linewidth=0.8)
+    lower.set(yscale="log", ylabel="time, turned kernel to scatter", title="input gradient (hollow: scatter is chosen)")
+    lower.yaxis.set_major_locator(FixedLocator([0.1, 0.25, 0.5, 0.7, 1, 1.4, 2, 4]))
+    plain_logs(lower, "y")
+    lower.grid(alpha=0.3)
+    lower.legend(fontsize=8.5, loc="upper left")
+    circumstances(upper)
     return figure
 
 
@@ -394,7 +398,7 @@ def layers() -> Figure:
     found = of_layers()
     names = list(dict.fromkeys(one["layer"] for one in found))
     winograd = {one["layer"] for one in found if one["algorithm"] == "winograd"}
-    figure = new(8.0, 5.6)
+    figure = new(WIDTH, 6.0)
     axes = figure.subplots()
     for index, phase in enumerate(("forward", "backward")):
         some = {one["layer"]: one["speed"] for one in found if one["phase"] == phase}

@@ -35,44 +35,55 @@ def chain() -> Figure:
         stages.append(x)
     maps, bent, means, _, scores = stages
     loss, _ = cross_entropy_forward(scores, np.array([0]))
-    figure = new(8.6, 2.9)
+    figure = new(4.7, 4.25)
     axes = figure.add_subplot()
     axes.set_axis_off()
     axes.set_aspect("equal")
-    axes.set_xlim(-0.2, 18.4)
-    axes.set_ylim(-0.6, 5.2)
-    table(axes, 0, 1, PICTURE, "picture")
-    for channel, bottom in enumerate((2.7, 0.3)):
-        table(axes, 4.6, bottom, maps[0, :, :, channel], "two maps" if channel == 0 else "")
-        table(axes, 8.2, bottom, bent[0, :, :, channel], "bent" if channel == 0 else "")
-        table(axes, 11.8, bottom + 0.5, means[0, :, :, channel], "averages" if channel == 0 else "")
-        table(axes, 14.2, bottom + 0.5, scores[:, channel : channel + 1], "scores" if channel == 0 else "")
-        for start, end, words in ((6.7, 8.1, "LeakyReLU"), (10.3, 11.7, "mean")):
-            arrow(axes, (start, bottom + 1), (end, bottom + 1), words if channel == 0 else "")
-        arrow(axes, (3.1, 2.5), (4.5, bottom + 1), "filters" if channel == 0 else "")
-        for other in (2.7, 0.3):
-            arrow(axes, (12.9, bottom + 1), (14.1, other + 1), "weights" if channel == 0 and other == bottom else "")
-        arrow(axes, (15.3, bottom + 1), (16.6, 2.5), "softmax" if channel == 0 else "")
-    table(axes, 16.7, 2, np.array([[float(loss)]]), "loss")
+    axes.set_xlim(-0.1, 11.2)
+    axes.set_ylim(-0.6, 9.6)
+    table(axes, 0, 5.1, PICTURE, "picture")
+    for channel, bottom in enumerate((7.1, 4.4)):
+        first = channel == 0
+        table(axes, 4.8, bottom, maps[0, :, :, channel], "two maps" if first else "")
+        table(axes, 8.7, bottom, bent[0, :, :, channel], "bent" if first else "")
+        arrow(axes, (3.1, 6.6), (4.7, bottom + 1), "filters" if first else "", shift=(-0.3, 0.5))
+        arrow(axes, (6.9, bottom + 1), (8.6, bottom + 1), "LeakyReLU" if first else "")
+    arrow(axes, (9.7, 4.3), (9.7, 3.5), "mean", shift=(0.75, -0.25))
+    for channel, bottom in enumerate((1.5, -0.4)):
+        first = channel == 0
+        table(axes, 9.2, bottom, means[0, :, :, channel], "averages" if first else "", wide=1.4)
+        table(axes, 5.4, bottom, scores[:, channel : channel + 1], "scores" if first else "", wide=1.4)
+        for other in (1.5, -0.4):
+            arrow(axes, (9.1, bottom + 0.5), (6.9, other + 0.5), "weights" if first and other == bottom else "")
+        arrow(axes, (5.3, bottom + 0.5), (3.0, 1.05), "softmax" if first else "", shift=(-0.15, 0.45))
+    table(axes, 1.5, 0.55, np.array([[float(loss)]]), "loss", wide=1.4)
     return figure
 
 
-def table(axes: Axes, left: float, bottom: float, numbers: NDArray[np.float64], title: str) -> None:
-    """Draw numbers (rows, columns) in unit squares, the larger the darker."""
+def table(axes: Axes, left: float, bottom: float, numbers: NDArray[np.float64], title: str, wide: float = 1.0) -> None:
+    """Draw numbers (rows, columns) in cells of height 1, the larger the darker."""
     rows, columns = numbers.shape
     for (row, column), value in np.ndenumerate(numbers):
-        shade = 1 - 0.12 * min(4.0, max(0.0, float(value)))
-        corner = (left + column, bottom + rows - 1 - row)
-        axes.add_patch(Rectangle(corner, 1, 1, facecolor=str(shade), edgecolor="black", linewidth=0.8))
-        axes.text(corner[0] + 0.5, corner[1] + 0.48, f"{value:.4g}"[:6], ha="center", va="center", fontsize=7.5)
-    axes.text(left + columns / 2, bottom + rows + 0.15, title, ha="center", va="bottom", fontsize=9)
+        shade = min(4.0, max(0.0, float(value))) / 4  # from white to a blue: black is what the picture's 0 stands for
+        corner = (left + wide * column, bottom + rows - 1 - row)
+        face = (1 - 0.45 * shade, 1 - 0.3 * shade, 1 - 0.1 * shade)
+        axes.add_patch(Rectangle(corner, wide, 1, facecolor=face, edgecolor="black", linewidth=0.8))
+        text = f"{value:.4g}"[:6].replace("-", "\N{MINUS SIGN}")
+        axes.text(corner[0] + wide / 2, corner[1] + 0.48, text, ha="center", va="center", fontsize=9)
+    axes.text(left + wide * columns / 2, bottom + rows + 0.15, title, ha="center", va="bottom", fontsize=9.5)
 
 
-def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], words: str) -> None:
-    """Draw an arrow with words above its middle."""
-    axes.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=8, linewidth=0.8, color="#444444"))
-    middle = (start[0] + end[0]) / 2, (start[1] + end[1]) / 2
-    axes.text(middle[0], middle[1] + 0.18, words, ha="center", va="bottom", fontsize=6.5, color="#444444")
+def arrow(
+    axes: Axes,
+    start: tuple[float, float],
+    end: tuple[float, float],
+    words: str,
+    shift: tuple[float, float] = (0, 0.15),
+) -> None:
+    """Draw an arrow with words near its middle."""
+    axes.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=9, linewidth=0.8, color="#444444"))
+    middle = (start[0] + end[0]) / 2 + shift[0], (start[1] + end[1]) / 2 + shift[1]
+    axes.text(*middle, words, ha="center", va="bottom", fontsize=8.5, color="#444444")
 
 
 FIGURES = {"forward-chain": chain}

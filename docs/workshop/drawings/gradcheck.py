@@ -114,10 +114,10 @@ def best_step(quotient: Quotient) -> float:
 
 def step_sizes() -> Figure:
     """Relative error against step size: the gradient of the loss by four difference quotients."""
-    figure = new(8.0, 5.0)
+    figure = new(5.4, 4.8)
     axes = figure.subplots()
     for number, (name, quotient) in enumerate(QUOTIENTS.items()):
-        axes.loglog(STEPS, [error(quotient, h) for h in STEPS], label=name, **style(number) | {"markersize": 3.5})
+        axes.loglog(STEPS, [error(quotient, h) for h in STEPS], label=name, **style(number) | {"markersize": 3})
         truncation, rounding = predicted(quotient)
         best = best_step(quotient)
         right = np.array([best, 1.0])
@@ -131,16 +131,16 @@ def step_sizes() -> Figure:
     axes.text(1.3e-12, 1.4e-7, "tolerance of the check", fontsize=8, color="#555555")
     axes.set_xlabel("step size h")
     axes.set_ylabel("relative error of the whole gradient")
-    axes.set_ylim(1e-14, 1e4)
+    axes.set_ylim(1e-14, 1e6)
     axes.set_xlim(STEPS[0] / 1.5, 1.5)
-    axes.legend(fontsize=8, loc="upper center", ncols=3)
+    axes.legend(fontsize=8, loc="upper center", ncols=2)
     axes.grid(alpha=0.25)
     return figure
 
 
 def across_kink() -> Figure:
     """What the quotients say of ReLU's derivative when the kink lies within their reach."""
-    figure = new(8.0, 3.6)
+    figure = new(5.4, 3.6)
     axes = figure.subplots()
     places = np.linspace(-3, 3, 601)  # in steps of h
     layer = ReLU()
@@ -152,11 +152,11 @@ def across_kink() -> Figure:
     axes.axhline(0, color="#555555", linewidth=0.6)
     axes.axhline(1, color="#555555", linewidth=0.6)
     axes.text(-2.95, 0.04, "ReLU′ = 0", fontsize=8, color="#555555")
-    axes.text(2.4, 1.04, "ReLU′ = 1", fontsize=8, color="#555555")
+    axes.text(2.95, 1.04, "ReLU′ = 1", fontsize=8, color="#555555", ha="right")
     axes.set_xlabel("place x, in steps h; the kink is at 0")
     axes.set_ylabel("difference quotient")
-    axes.set_ylim(-0.25, 1.25)
-    axes.legend(fontsize=8, loc="center right")
+    axes.set_ylim(-0.25, 1.3)
+    axes.legend(fontsize=8, loc="upper left")
     axes.grid(alpha=0.25)
     return figure
 

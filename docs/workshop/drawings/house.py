@@ -39,12 +39,12 @@ def house() -> Figure:
     """Draw the storeys from top to bottom with an arrow for the imports between two of them."""
     count = imports()
     upwards = sum(count[pair] for pair in (("nn", "resnet"), ("resnet", "train"), ("nn", "train")))
-    figure = new(7.2, 3.9)
+    figure = new(5.4, 3.6)
     axes = figure.add_subplot()
     axes.set_axis_off()
     axes.set_xlim(0, 10)
     axes.set_ylim(0, 5.6)
-    boxes = [(3.9, 4.6, 2.2), (2.2, 3.1, 5.6), (1.2, 1.6, 7.6), (2.0, 0.1, 2.6), (5.4, 0.1, 2.6)]
+    boxes = [(3.6, 4.6, 2.8), (1.0, 3.1, 8.0), (0.6, 1.6, 8.8), (1.5, 0.1, 3.2), (5.3, 0.1, 3.2)]
     words = [(name, what) for name, what, _ in STOREYS] + [("NumPy", "CPU"), ("CuPy", "NVIDIA GPU")]
     for (left, bottom, width), (name, what) in zip(boxes, words, strict=True):
         axes.add_patch(
@@ -56,17 +56,17 @@ def house() -> Figure:
         axes.text(left + width / 2, bottom + 0.19, what, ha="center", va="center", fontsize=8)
     arrows = [
         ((5, 4.55), (5, 3.95), count["train.py", "resnet"]),
-        ((5, 3.05), (5, 2.45), count["resnet", "nn"]),
-        ((3.3, 1.55), (3.3, 0.95), count["nn", "numpy"]),
-        ((6.7, 1.55), (6.7, 0.95), None),
+        ((3, 3.05), (3, 2.45), count["resnet", "nn"]),
+        ((3, 1.55), (3, 0.95), count["nn", "numpy"]),
+        ((6.8, 1.55), (6.8, 0.95), None),
     ]
     for start, end, number in arrows:
         axes.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=14, linewidth=1.2, color="black"))
         label = "loaded when asked for" if number is None else f"{number} import{'s' if number > 1 else ''}"
         axes.text(start[0] + 0.15, (start[1] + end[1]) / 2, label, va="center", fontsize=8)
-    up = FancyArrowPatch((7.3, 2.45), (7.3, 3.05), arrowstyle="-|>", mutation_scale=14, linestyle="--", color="black")
+    up = FancyArrowPatch((5.6, 2.45), (5.6, 3.05), arrowstyle="-|>", mutation_scale=14, linestyle="--", color="black")
     axes.add_patch(up)
-    axes.text(7.45, 2.75, f"{upwards}: the command nn.gradcheck", va="center", fontsize=8)
+    axes.text(5.75, 2.75, f"{upwards}: the command nn.gradcheck", va="center", fontsize=8)
     return figure
 
 

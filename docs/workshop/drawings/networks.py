@@ -105,12 +105,12 @@ def stages() -> Figure:
     for record in records(1):
         parameters[stage_of(record.name)] += record.parameters
         products[stage_of(record.name)] += record.multiply_adds
-    figure = new(8.6, 2.6)
+    figure = new(6.4, 2.8)
     panels = figure.subplots(1, 3, sharey=True)
     told = (
-        ("numbers handed on, thousands", out, 1e3),
-        ("parameters, millions", parameters, 1e6),
-        ("multiply-adds, millions", products, 1e6),
+        ("numbers handed on,\nthousands", out, 1e3),
+        ("parameters,\nmillions", parameters, 1e6),
+        ("multiply-adds,\nmillions", products, 1e6),
     )
     for axes, (title, numbers, unit), ink in zip(panels, told, (INKS[1], INKS[2], INKS[4]), strict=True):
         values = [numbers[stage] / unit for stage in STAGES]
@@ -120,7 +120,7 @@ def stages() -> Figure:
                 value + max(values) * 0.02, place, f"{value:,.2f}" if value < 10 else f"{value:,.0f}", va="center"
             )
         axes.set_title(title, fontsize=10)
-        axes.set_xlim(0, max(values) * 1.25)
+        axes.set_xlim(0, max(values) * 1.3)
         axes.set_xticks([])
         axes.spines[["top", "right", "bottom"]].set_visible(False)
     panels[0].invert_yaxis()
@@ -142,7 +142,7 @@ def kept() -> Figure:
         if one.kind in KINDS:  # the first picture's with what does not grow with the batch, and 31 more
             bytes_kept = one.bytes_kept + 31 * (two.bytes_kept - one.bytes_kept)
             megabytes[one.kind][stage_of(one.name)] += bytes_kept / 1e6
-    figure = new(8.0, 3.6)
+    figure = new(6.4, 3.6)
     axes = figure.add_subplot()
     below = np.zeros(len(STAGES) - 1)
     for number, (kind, words) in enumerate(KINDS.items()):
@@ -153,7 +153,7 @@ def kept() -> Figure:
     for place, height in enumerate(below):
         axes.text(place, height + 4, f"{height:.0f}", ha="center")
     axes.set_ylabel("kept for backward, MB")
-    axes.set_ylim(0, below.max() * 1.12)
+    axes.set_ylim(0, below.max() * 1.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)
     return figure
@@ -164,7 +164,7 @@ def kept() -> Figure:
 
 def quadratic() -> Figure:
     """Draw gradient descent on w²/2 with three learning rates."""
-    figure = new(8.6, 2.7)
+    figure = new(6.4, 2.8)
     panels = figure.subplots(1, 3, sharey=True)
     line = np.linspace(-6.3, 6.3, 200)
     for axes, (rate, words) in zip(panels, ((0.2, "creeps"), (1.7, "overshoots"), (2.1, "explodes")), strict=True):
@@ -172,7 +172,7 @@ def quadratic() -> Figure:
         axes.plot(line, line**2 / 2, color=INKS[3], linewidth=1)
         axes.plot(path, path**2 / 2, **style(1))
         axes.plot(path[:1], path[:1] ** 2 / 2, marker="o", color=INKS[0], markersize=8)
-        axes.set_title(f"learning rate {rate}: {words}", fontsize=10)
+        axes.set_title(f"learning rate {rate}:\n{words}", fontsize=10)
         axes.set_xlabel("w")
         axes.set_ylim(-1, 21)
     panels[0].set_ylabel("loss w²/2")
@@ -203,7 +203,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 def ravine() -> Figure:
     """Draw three ways down a ravine, and how the loss falls along each."""
-    figure = new(8.6, 3.6)
+    figure = new(6.4, 3.2)
     left, below = figure.subplots(1, 2, width_ratios=(3, 2))
     x, y = np.meshgrid(np.linspace(-4, 11, 200), np.linspace(-1.3, 1.3, 100))
     levels = [0.3, 1, 3, 8, 18, 34, 56]
@@ -213,13 +213,13 @@ def ravine() -> Figure:
         left.plot(*path[:31].T, **style(number) | {"markersize": 3, "linewidth": 1}, label=name)
         below.semilogy((path**2 @ CURVATURE) / 2, **style(number) | {"marker": ""}, label=name)
     left.plot(0, 0, marker="+", color="black", markersize=10)
-    left.set_title("30 steps down a ravine 25 times as steep across as along", fontsize=10)
+    left.set_title("30 steps; 25 times as steep across as along", fontsize=10)
     left.set_xlabel("along")
     left.set_ylabel("across")
     below.set_title("loss", fontsize=10)
     below.set_xlabel("step")
     below.set_ylim(1e-7, 1e2)
-    below.legend(frameon=False, fontsize=9, loc="upper right")
+    figure.legend(*below.get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside lower center", ncols=3)
     return figure
 
 
@@ -233,7 +233,7 @@ def schedules() -> Figure:
     named: dict[str, Schedule] = {name: make_schedule(name, 0.1, STEPS) for name in ("constant", "step", "cosine")}
     named["one-cycle"] = make_schedule("one-cycle", 0.1, STEPS)
     named["cosine, 50 steps of warm-up"] = make_schedule("cosine", 0.1, STEPS, 50)
-    figure = new(8.0, 3.0)
+    figure = new(6.4, 3.4)
     axes = figure.add_subplot()
     for number, (name, schedule) in enumerate(named.items()):
         look = style(number) | {"markevery": (number * 9, 50), "linewidth": 1.4}
@@ -241,7 +241,7 @@ def schedules() -> Figure:
     axes.set_xlabel("step")
     axes.set_ylabel("learning rate")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
+    figure.legend(frameon=False, fontsize=9, loc="outside upper center", ncols=3)
     return figure
 
 
@@ -250,7 +250,7 @@ def noise() -> Figure:
     named = {"constant 0.5": constant(0.5), "constant 0.02": constant(0.02), "cosine from 0.5": cosine(0.5, 200)}
     rng = np.random.default_rng(0)
     draws = rng.normal(size=(200, 400))  # of 400 descents
-    figure = new(8.0, 3.0)
+    figure = new(6.4, 3.2)
     axes = figure.add_subplot()
     for number, (name, schedule) in enumerate(named.items()):
         w, distances = np.full(400, 10.0), []
@@ -261,7 +261,7 @@ def noise() -> Figure:
     axes.set_xlabel("step")
     axes.set_ylabel("typical distance\nfrom the minimum")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
+    axes.legend(frameon=False, fontsize=9, loc="upper right")
     return figure
 
 
@@ -279,7 +279,7 @@ def cooling() -> Figure:
     Each network answers twice: with its running statistics, as in use, and with those of the pictures it is shown.
     """
     x, labels = made_up_people()
-    figure = new(8.0, 2.9)
+    figure = new(6.4, 3.0)
     axes = figure.add_subplot()
     for number, make in enumerate(COMPARED.values()):
         for seed in range(4):
@@ -295,7 +295,7 @@ def cooling() -> Figure:
             axes.plot(with_own, number - 0.15, color=INKS[2], fillstyle="none", label=words, **look)
     axes.axvline(10, color=INKS[3], linewidth=0.8)
     axes.text(11, 3.4, "chance", color=INKS[3], fontsize=9)
-    axes.set_yticks(range(len(COMPARED)), list(COMPARED))
+    axes.set_yticks(range(len(COMPARED)), [name.replace(" after", "\nafter") for name in COMPARED])
     axes.set_ylim(len(COMPARED) - 0.5, -0.5)
     axes.set_xlim(0, 103)
     axes.set_xlabel("right answers after 50 steps, per cent; a mark a seed")
@@ -310,7 +310,7 @@ def cooling() -> Figure:
 def rates() -> Figure:
     """Draw losses of the small network: by learning rate, and with batches in two orders."""
     x, labels = made_up_people()
-    figure = new(8.6, 3.6)
+    figure = new(6.4, 3.4)
     left, beside = figure.subplots(1, 2, sharey=True)
     for number, rate in enumerate((0.001, 0.01, 0.1, 1.0, 10.0)):
         losses = learn(small_network(), shuffled(x, labels, 60), constant(rate))
@@ -318,7 +318,7 @@ def rates() -> Figure:
     for number, (name, batches) in enumerate((("shuffled", shuffled), ("one person a batch", sorted_by_person))):
         losses = learn(small_network(), batches(x, labels, 60), constant(0.05))
         beside.plot(losses, **style(number) | {"markevery": (number * 5, 10)}, label=name)
-    for axes, title in ((left, "learning rate"), (beside, "order of the batches, learning rate 0.05")):
+    for axes, title in ((left, "learning rate"), (beside, "order of the batches, rate 0.05")):
         axes.axhline(np.log(10), color=INKS[3], linewidth=0.8)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("step")
@@ -339,7 +339,7 @@ def smallest_loss(classes: int, smoothing: float) -> float:
 def real() -> Figure:
     """Draw the three trainings of docs/results/train_seed*.json."""
     runs = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("train_seed*.json"))]
-    figure = new(8.6, 3.6)
+    figure = new(6.4, 3.4)
     left, beside = figure.subplots(1, 2)
     for number, run in enumerate(runs):
         losses = [epoch["train_loss"] for epoch in run["epochs"]]
@@ -348,7 +348,7 @@ def real() -> Figure:
     floor = smallest_loss(runs[0]["people"], settings["label_smoothing"])
     for height, text, words in (
         (np.log(runs[0]["people"]), 0.06, f"ln {runs[0]['people']}"),
-        (floor, -0.2, f"least possible with label smoothing {settings['label_smoothing']}"),
+        (floor, -0.48, f"least possible with\nlabel smoothing {settings['label_smoothing']}"),
     ):
         left.axhline(height, color=INKS[3], linewidth=0.8)
         left.text(20.3, height + text, words, color=INKS[3], ha="right", fontsize=9)
@@ -406,11 +406,11 @@ def augmented() -> Figure:
         "mirrored": one_change(flip=1),
         f"lit by {usual.brightness:.0%}": one_change(light=usual.brightness),
     }
-    figure = new(8.6, 3.3)
+    figure = new(6.4, 2.7)
     places: NDArray[Any] = figure.subplots(2, 6)
     together = augment(np.repeat(letter(), 6, axis=0), np.random.default_rng(1))
     for axes, picture, title in zip(
-        places.flat, (*first.values(), *together[:, None]), (*first, *("all at random",) * 6), strict=True
+        places.flat, (*first.values(), *together[:, None]), (*first, *("all random",) * 6), strict=True
     ):
         _picture(axes, picture[0, :, :, 0], title)
     return figure

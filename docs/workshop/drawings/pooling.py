@@ -26,7 +26,7 @@ SIGNAL = np.array([0, 0, 4, 0, 0, 0, 0, 0, 0, 1, 2, 2, 1, 0, 0, 0, 0, 0], dtype=
 def blank(axes: Axes, title: str, columns: tuple[float, float], rows: tuple[float, float]) -> None:
     """Make room for a grid whose cell (row, column) has its upper left corner at y = row, x = column."""
     axes.set(xlim=columns, ylim=rows[::-1], aspect="equal")
-    axes.set_title(title, fontsize=10)
+    axes.set_title(title, fontsize=9)
     axes.axis("off")
 
 
@@ -38,7 +38,7 @@ def cells(axes: Axes, numbers: np.ndarray, notes: dict[tuple[int, int], str], gr
         axes.add_patch(Rectangle((column, row), 1, 1, facecolor=shade, edgecolor="black"))
         height = row + (0.38 if note else 0.5)
         axes.text(
-            column + 0.5, height, f"{number:g}".replace("-", "−"), ha="center", va="center", fontsize=13, weight=weight
+            column + 0.5, height, f"{number:g}".replace("-", "−"), ha="center", va="center", fontsize=12, weight=weight
         )
         axes.text(column + 0.5, row + 0.78, note, ha="center", va="center", fontsize=8)
 
@@ -48,7 +48,7 @@ def window(axes: Axes, row: int, column: int, index: int, letter: str) -> None:
     ink, line = INKS[index], LINES[index // 2]
     outline = Rectangle((column + 0.05, row + 0.05), 2.9, 2.9, fill=False, edgecolor=ink, linestyle=line, linewidth=2.6)
     axes.add_patch(outline)
-    axes.text(column + 0.14, row + 0.34, letter, fontsize=11, color=ink, weight="bold")
+    axes.text(column + 0.12, row + 0.3, letter, fontsize=9, color=ink, weight="bold")
 
 
 def routes() -> Figure:
@@ -59,8 +59,8 @@ def routes() -> Figure:
     won: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for (p, q), tap in np.ndenumerate(cache.winner[0, :, :, 0]):
         won.setdefault((2 * p - 1 + int(tap) // 3, 2 * q - 1 + int(tap) % 3), []).append((p, q))
-    winners = {place: " ".join(letters[one] for one in those) for place, those in won.items()}
-    figure = new(8.2, 8.6)
+    winners = {place: "".join(letters[one] for one in those) for place, those in won.items()}
+    figure = new(5.6, 5.7)
     (before, after), (back, upstream) = figure.subplots(2, 2, width_ratios=(7.2, 5), height_ratios=(7.2, 5.4))
     blank(before, "x, in its frame of −∞, and what each place won", (-1.1, 6.1), (-1.1, 6.1))
     for row, column in np.ndindex(7, 7):
@@ -88,7 +88,7 @@ def pooled(signal: np.ndarray, kind: str) -> np.ndarray:
 
 def shift() -> Figure:
     """Draw a signal at three shifts, and the larger and the mean of each pair of its neighbours."""
-    figure = new(8.2, 4.8)
+    figure = new(5.6, 3.9)
     grid = figure.subplots(3, 3, sharey=True)
     for by, row in enumerate(grid):
         moved = np.roll(SIGNAL, by)
@@ -103,15 +103,17 @@ def shift() -> Figure:
         ):
             left = np.arange(len(heights)) * width
             axes.bar(left, heights, width, align="edge", color="#bdbdbd", edgecolor="black", linewidth=0.7)
-            axes.set(xlim=(0, len(moved)), ylim=(0, 4.6), xticks=range(0, len(moved) + 1, 2), yticks=(0, 2, 4))
+            axes.set(xlim=(0, len(moved)), ylim=(0, 4.6), yticks=(0, 2, 4))
+            between = range(0, len(moved) + 1, 2)
+            axes.set_xticks(between, [f"{place}" if place % 6 == 0 else "" for place in between])
             axes.grid(axis="x", linewidth=0.5, color="#cccccc")
             axes.set_axisbelow(True)
             axes.tick_params(labelsize=8, labelbottom=by == 2)
             if by == 0:
-                axes.set_title(title, fontsize=10)
+                axes.set_title(title, fontsize=9)
         row[0].set_ylabel(f"moved by {by}", fontsize=9)
     for axes in grid[2]:
-        axes.set_xlabel("place; a line between pairs", fontsize=9)
+        axes.set_xlabel("place; lines between pairs", fontsize=9)
     return figure
 
 
@@ -136,7 +138,7 @@ def steps(pool: bool, strides: bool) -> tuple[list[str], list[int]]:
 
 def receptive_field() -> Figure:
     """Draw how many pixels a side one number sees, layer by layer, with and without pooling and strides."""
-    figure = new(8.2, 4.4)
+    figure = new(5.6, 4.2)
     axes = figure.subplots()
     variants = (("ResNet18", True, True), ("without max pooling", False, True), ("without any stride", True, False))
     names, _ = steps(True, True)
@@ -146,8 +148,10 @@ def receptive_field() -> Figure:
         axes.annotate(f"{sees[-1]}", (len(names) - 1, sees[-1]), xytext=(6, -8), textcoords="offset points", fontsize=9)
     axes.axhline(224, color="#999999", linewidth=0.8)
     axes.text(0, 230, "the whole picture of 224 × 224", fontsize=9, color="#555555")
-    axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=8)
-    axes.set(ylabel="pixels a side that one number sees", ylim=(0, 460), xlim=(-0.3, len(names) + 0.2))
+    told = [at for at, name in enumerate(names) if "." not in name or name.endswith("1.conv2")]
+    axes.set_xticks(told, [names[at] for at in told], rotation=40, ha="right", rotation_mode="anchor", fontsize=9)
+    axes.set_xticks(range(len(names)), minor=True)
+    axes.set(ylabel="pixels a side that one number sees", ylim=(0, 460), xlim=(-0.3, len(names) + 0.6))
     axes.legend(loc="upper left", bbox_to_anchor=(0, 0.98), frameon=False)
     return figure
 
@@ -159,7 +163,7 @@ def orders() -> Figure:
     ours = Flatten()(number)[0]
     theirs = number.transpose(0, 3, 1, 2).reshape(1, -1)[0]  # (1, H, W, C) -> (1, C, H, W) -> (1, C·H·W)
     shades, hatches = ("white", "#e3e3e3", "#bdbdbd"), ("", "///", "...")
-    figure = new(8.2, 3.9)
+    figure = new(5.0, 3.5)
     axes = figure.subplots()
 
     def cell(left: float, top: float, which: int, size: float = 1.0) -> None:
@@ -168,7 +172,7 @@ def orders() -> Figure:
         axes.add_patch(Rectangle((left, top), size, size, **face))
         axes.add_patch(Rectangle((left, top), size, size, fill=False, edgecolor="black", linewidth=0.9))
         text = axes.text(left + size / 2, top + size / 2, f"{'abcd'[place]}{channel}", ha="center", va="center")
-        text.set(fontsize=11, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8})
+        text.set(fontsize=10, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8})
 
     for channel in range(c):
         left = 1.2 + channel * 3.8
@@ -176,13 +180,13 @@ def orders() -> Figure:
         for row, column in np.ndindex(h, w):
             cell(left + column, row, int(number[0, row, column, channel]))
     for top, label, order in (
-        (3.3, "channels last, as it lies in our memory: all channels of a place, then the next place", ours),
-        (5.5, "channels first, PyTorch's: all places of a channel, then the next channel", theirs),
+        (3.6, "channels last, ours: place by place", ours),
+        (5.9, "channels first, PyTorch's: channel by channel", theirs),
     ):
         axes.text(0, top - 0.2, label, fontsize=10)
         for at, which in enumerate(order):
             cell(at, top, int(which))
-    axes.set(xlim=(-0.1, 12.1), ylim=(6.6, -0.8), aspect="equal")
+    axes.set(xlim=(-0.1, 12.1), ylim=(7.0, -0.9), aspect="equal")
     axes.axis("off")
     return figure
 
