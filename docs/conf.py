@@ -37,6 +37,7 @@ mathjax_path = "mathjax/tex-chtml.js"  # copied from an installed package: equat
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
+autodoc_type_aliases = {"Array": "Array", "ArrayLike": "ArrayLike"}  # the names, not what they stand for
 autodoc_default_options = {"members": True, "show-inheritance": True}
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False

@@ -174,7 +174,7 @@ class BatchNorm2d(Module):
     ``num_batches_tracked``.
 
     Args:
-        channels: C.
+        channels: how many, C.
         eps: ε added to the variance.
         momentum: weight of the new value in the running statistics.
 

@@ -227,8 +227,8 @@ class Conv2d(Module):
     The state dict has torchvision's ``weight`` (F, C, KH, KW) and ``bias`` (F,).
 
     Args:
-        in_channels: C.
-        out_channels: F.
+        in_channels: how many, C.
+        out_channels: how many, F.
         kernel_size: one number or (KH, KW).
         stride: one number or (SH, SW).
         padding: one number or (PH, PW).

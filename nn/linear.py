@@ -63,8 +63,8 @@ class Linear(Module):
     """y = x @ weight + bias, weight (C, F); the state dict has torchvision's ``weight`` (F, C) and ``bias`` (F,).
 
     Args:
-        in_features: C.
-        out_features: F.
+        in_features: how many, C.
+        out_features: how many, F.
         bias: whether to add a bias.
         rng: draws the initial weights (even in ±1/√C, PyTorch's choice); None for fresh randomness.
     """

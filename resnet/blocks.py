@@ -68,7 +68,7 @@ class PadShortcut(Module):
     Takes every ``stride``-th place and fills the new channels with zeros.
 
     Args:
-        in_channels: C.
+        in_channels: how many, C.
         out_channels: F >= C.
         stride: step between the places taken.
     """

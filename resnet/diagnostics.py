@@ -23,8 +23,8 @@ from resnet.training import describe, prepare
 def overfit_one_batch(config: TrainingConfig, steps: int = 60) -> tuple[float, float]:
     """Train on one batch again and again: a network that cannot learn 32 pictures by heart has a bug.
 
-    Without masks, augmentation and label smoothing, by a short warm-up and half a cosine from half of the learning rate;
-    prints a line every tenth step.
+    Without masks, augmentation and label smoothing, by a short warm-up and half a cosine from half the learning rate.
+    Prints a line every tenth step.
 
     Args:
         config: settings; learning rate, batch size and network count.

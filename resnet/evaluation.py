@@ -94,7 +94,7 @@ def confusion_matrix(truth: ArrayLike, answers: ArrayLike, classes: int) -> Coun
     Args:
         truth: (N,) whole numbers from 0 to K - 1, or booleans, which count as 0 and 1.
         answers: (N,) likewise.
-        classes: K.
+        classes: how many, K.
 
     Returns:
         (K, K), rows are the truth and columns the answers. Its sum is N, its diagonal what was right.

@@ -32,7 +32,7 @@ class ResNet(Module):
         block: class of the blocks.
         depths: blocks a stage.
         widths: width of each stage.
-        num_classes: K.
+        num_classes: how many, K.
         in_channels: channels of the pictures: 3 for colour, 1 for grey.
         stem: "imagenet" or "small".
         zero_init_residual: start the last batch norm of every branch at 0, so that each block starts as its shortcut.

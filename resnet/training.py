@@ -1,5 +1,7 @@
 """Training: from a configuration to a run folder with a network that recognises people.
 
+Three parts::
+
     prepare  faces, split, masks, network                          -> Training
     fit      epoch after epoch of steps, tested after each         -> metrics, weights, checkpoint
     finish   curves, pictures of predictions, table                -> the rest of the run folder

@@ -1,5 +1,7 @@
 """Networks as pictures: a network that has run becomes a structure, a structure boxes and lines, these a figure.
 
+Four functions::
+
     read            what ran, in order: rows of layers and blocks, each with its output size
     draw_blocks     blocks from top to bottom, every layer a box
     draw_network    a whole network, a row a stage, shortcuts as arcs, solid if identities
