@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -57,11 +58,17 @@ pygments_style = "friendly"
 pygments_dark_style = "github-dark"
 
 
-def setup(app: Any) -> None:
+def skip_field(app: Any, what: str, name: str, found: Any, skip: bool, options: Any) -> bool | None:
     """Leave out what a named tuple says of its fields by itself: "Alias for field number 0"."""
-    app.connect(
-        "autodoc-skip-member",
-        lambda app, what, name, found, skip, options: (
-            True if str(getattr(found, "__doc__", "")).startswith("Alias for field number") else None
-        ),
-    )
+    return True if str(getattr(found, "__doc__", "")).startswith("Alias for field number") else None
+
+
+def name_aliases(app: Any, what: str, name: str, found: Any, options: Any, *signature: str | None) -> tuple[Any, ...]:
+    """Write type aliases within other types by their names alone."""
+    return tuple(part and re.sub(r"TypeAliasForwardRef\('(\w+)'\)", r"\1", part) for part in signature)
+
+
+def setup(app: Any) -> None:
+    """Connect the two."""
+    app.connect("autodoc-skip-member", skip_field)
+    app.connect("autodoc-process-signature", name_aliases)
