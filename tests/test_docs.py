@@ -11,7 +11,11 @@ import pytest
 import nn
 from nn import Module
 from resnet import blocks
-from workshop import beside, drawings, examples, links
+
+for package in ("sphinx", "sybil"):
+    pytest.importorskip(package, reason=f"{package} is not installed: pip install -e '.[docs]'")
+
+from workshop import beside, drawings, examples, links  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
