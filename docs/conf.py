@@ -51,6 +51,7 @@ copybutton_only_copy_prompt_lines = True
 
 html_theme = "furo"
 html_title = "A ResNet from scratch"
+html_show_copyright = False
 html_static_path = ["_static"]
 html_css_files = ["book.css"]
 html_theme_options = {"navigation_with_keys": True}
