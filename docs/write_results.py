@@ -241,9 +241,7 @@ def claim_section(report: dict[str, Any], figures: Path) -> list[str]:
         load(name).table(report),
     ]
     for path in sorted(figures.glob(f"{name}*-{preset}.*")):
-        part = path.stem.removeprefix(name).removesuffix(preset).strip("-")
-        words = f"{name.replace('_', ' ')}, {part.replace('-', ' ')}" if part else name.replace("_", " ")
-        lines += ["", f"![Figure of the experiment {words}; its numbers are in the result file](figures/{path.name})"]
+        lines += ["", f"![{seen(path.stem.removesuffix(f'-{preset}'), figures)}](figures/{path.name})"]
     lines += ["", *(f"Note: {note}." for note in report["left_out"])]
     lines.append(
         f"Preset {preset}, {minutes(report['seconds'])} of work on a machine with {machine['cores']} cores, "
@@ -252,6 +250,12 @@ def claim_section(report: dict[str, Any], figures: Path) -> list[str]:
         f"Result file: [{name}-{preset}.json](results/{name}-{preset}.json)."
     )
     return lines
+
+
+def seen(figure: str, folder: Path) -> str:
+    """Return what one sees in a figure of the experiments, for those who do not see it; without words, its name."""
+    words: dict[str, str] = json.loads((folder / "seen.json").read_text())
+    return words.get(figure, f"Figure {figure}; its numbers are in the result file")
 
 
 def written(page: str) -> str:

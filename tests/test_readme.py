@@ -49,6 +49,8 @@ def test_the_page_of_claims_is_that_of_the_result_files():
         assert f"\n## {name.replace('_', ' ')}\n" in page
     for figure in re.findall(r"\]\((figures/[^)]+)\)", page):
         assert (ROOT / "docs" / figure).is_file()
+    drawn = {path.stem.removesuffix("-full") for path in (ROOT / "docs" / "figures").glob("*-full.*")}
+    assert set(json.loads((ROOT / "docs" / "figures" / "seen.json").read_text())) == drawn
 
 
 def test_the_full_report_is_cited_rather_than_the_quick_one(tmp_path):

@@ -31,7 +31,7 @@ Batch = tuple[NDArray[np.float32], NDArray[np.int64]]
 # Small trainings
 
 
-def made_up_people() -> Batch:
+def made_up_patterns() -> Batch:
     """Return 200 grey pictures (200, 12, 12, 1) of ten made-up people, normalised, and whom each shows."""
     rng = np.random.default_rng(0)
     patterns = np.kron(rng.uniform(60, 195, (10, 4, 4)), np.ones((3, 3)))  # (10, 12, 12)
@@ -278,7 +278,7 @@ def cooling() -> Figure:
 
     Each network answers twice: with its running statistics, as in use, and with those of the pictures it is shown.
     """
-    x, labels = made_up_people()
+    x, labels = made_up_patterns()
     figure = new(6.4, 3.0)
     axes = figure.add_subplot()
     for number, make in enumerate(COMPARED.values()):
@@ -309,7 +309,7 @@ def cooling() -> Figure:
 
 def rates() -> Figure:
     """Draw losses of the small network: by learning rate, and with batches in two orders."""
-    x, labels = made_up_people()
+    x, labels = made_up_patterns()
     figure = new(6.4, 3.4)
     left, beside = figure.subplots(1, 2, sharey=True)
     for number, rate in enumerate((0.001, 0.01, 0.1, 1.0, 10.0)):
