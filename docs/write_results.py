@@ -51,25 +51,24 @@ def training_table() -> str:
     first, duration = runs[0], f"{min(minutes):.1f} to {max(minutes):.1f} minutes"
     lines += [
         "",
-        f"Mean (least – most) of {len(runs)} seeds of `python train.py`, each with its own split:",
-        f"{first['train_photographs']} photographs to learn from, {first['test_photographs']} to test. All methods",
-        f"learned from the same photographs, clean and masked. Training took {duration} on",
-        f"{first['machine']['cores']} cores. Result files: `docs/results/train_seed*.json`.",
+        f"Mean (least – most) of {len(runs)} seeds and splits, {first['train_photographs']} photographs to learn from,",
+        f"{first['test_photographs']} to test, clean and masked alike; {duration} each on",
+        f"{first['machine']['cores']} cores (`docs/results/train_seed*.json`).",
     ]
     return "\n".join(lines)
 
 
 def gradcheck_table() -> str:
-    """Return the largest error of each layer over all of its cases, three layers a row, as Markdown."""
+    """Return the largest error of each layer over all of its cases, four layers a row, as Markdown."""
     worst: dict[str, float] = {}
     for line in (RESULTS / "gradcheck.txt").read_text().splitlines()[1:]:
         row = re.match(r"(\w+)\b.{0,37} (.{20}) +([\d,]+) +(\S+) +(\S+)  (ok|FAIL)", line)
         if row and not row[2].startswith("habits"):
             worst[row[1]] = max(worst.get(row[1], 0.0), float(row[4]))
     cells = [f"{layer} | {error:.0e}" for layer, error in worst.items()]
-    cells += [" | "] * (-len(cells) % 3)
-    lines = ["| layer | error | layer | error | layer | error |", "|---|---|---|---|---|---|"]
-    lines += [f"| {' | '.join(cells[start : start + 3])} |" for start in range(0, len(cells), 3)]
+    cells += [" | "] * (-len(cells) % 4)
+    lines = [("| " + "layer | error | " * 4).rstrip(), "|" + "---|" * 8]
+    lines += [f"| {' | '.join(cells[start : start + 4])} |" for start in range(0, len(cells), 4)]
     return "\n".join(lines)
 
 
@@ -201,9 +200,10 @@ def claims_table(folder: Path = RESULTS) -> str:
     for report in reports(folder):
         page = f"docs/claims.md#{report['experiment'].replace('_', '-')}"
         verdict = ("yes" if report["holds"] else "**no**") + (", on a part" if report["left_out"] else "")
+        claim = re.sub(r"\s*\([^()]*\)", "", report["claim"])  # whose it is stands on the page of claims
         finding = re.split(r"(?<=\.)\s+(?=[A-Z])", report["finding"])[0]
         caveat = f" [*With a caveat.*]({page})" if report["caveat"] else ""
-        lines.append(f"| [{report['experiment']}]({page}): {report['claim']} | {verdict} | {finding}{caveat} |")
+        lines.append(f"| [{report['experiment']}]({page}): {claim} | {verdict} | {finding}{caveat} |")
     return "\n".join(lines)
 
 
