@@ -1,4 +1,4 @@
-"""How Sphinx makes the book: ``python -m sphinx -W docs build/docs``."""
+"""How Sphinx makes the book: ``python -m sphinx -EW docs build/docs``."""
 
 from __future__ import annotations
 
